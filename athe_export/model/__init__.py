@@ -1,0 +1,1 @@
+"""The networks: DeiT backbone, token scorers, head ranking, router, and their checkpoint. Needs torch."""

@@ -1,0 +1,194 @@
+"""DeiT: a vision transformer with timm's parameter names, written so that pruned paths through it are static.
+
+Touvron et al., Training data-efficient image transformers & distillation through attention, 2021 (no distillation
+token). Tokens are kept as a 2-D array [batch x tokens, dim], so that every linear layer exports as one Gemm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from athe_export.recipe import ModelSpec
+
+HeadRank = tuple[tuple[int, ...], ...]  # per block, head indices, best first
+
+
+@dataclass(frozen=True)
+class PruneStage:
+    """After block `after`, keep the `k` patch tokens with the highest score; no scorer: CLS attention of that block."""
+
+    after: int
+    k: int
+    scorer: nn.Module | None
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over [batch x tokens, dim]; `heads` may be fewer than dim / head_dim."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim)
+        self.proj = nn.Linear(heads * head_dim, dim)
+
+    def forward(self, x: Tensor, batch: int, keep: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Output [batch x tokens, dim] and attention probabilities [batch, heads, tokens, tokens]."""
+        heads = self.heads if keep is None else len(keep)
+        qkv_w, qkv_b, proj_w = self.weights_of(keep)
+        qkv = F.linear(x, qkv_w, qkv_b).reshape(batch, -1, 3, heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        probabilities = ((q * self.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(-1)
+        mixed = (probabilities @ v).transpose(1, 2).reshape(x.shape[0], heads * self.head_dim)
+        return F.linear(mixed, proj_w, self.proj.bias), probabilities
+
+    def weights_of(self, keep: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """qkv weight, qkv bias and proj weight of the heads in `keep`; None: all."""
+        if keep is None:
+            return self.qkv.weight, self.qkv.bias, self.proj.weight
+        index = torch.tensor(keep, device=self.qkv.weight.device)
+        weight = self.qkv.weight.unflatten(0, (3, self.heads, self.head_dim))[:, index].flatten(0, 2)
+        bias = self.qkv.bias.unflatten(0, (3, self.heads, self.head_dim))[:, index].flatten()
+        return weight, bias, self.proj.weight.unflatten(1, (self.heads, self.head_dim))[:, index].flatten(1, 2)
+
+    def cut(self, keep: Sequence[int]) -> Attention:
+        """A smaller attention that has only the heads in `keep`: their rows of qkv, their columns of proj."""
+        cut = Attention(self.qkv.in_features, len(keep), self.head_dim)
+        with torch.no_grad():
+            weight, bias, proj = self.weights_of(keep)
+            cut.qkv.weight.copy_(weight)
+            cut.qkv.bias.copy_(bias)
+            cut.proj.weight.copy_(proj)
+            cut.proj.bias.copy_(self.proj.bias)
+        return cut
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
+
+
+class Block(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(spec.dim, eps=1e-6)
+        self.attn = Attention(spec.dim, spec.heads, spec.head_dim)
+        self.norm2 = nn.LayerNorm(spec.dim, eps=1e-6)
+        self.mlp = Mlp(spec.dim, int(spec.dim * spec.mlp_ratio))
+
+    def forward(self, x: Tensor, batch: int, keep: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        attended, probabilities = self.attn(self.norm1(x), batch, keep)
+        x = x + attended
+        return x + self.mlp(self.norm2(x)), probabilities
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch, patch)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[batch, 3, height, width] -> [batch, patches, dim]."""
+        y: Tensor = self.proj(image).flatten(2).transpose(1, 2)
+        return y
+
+
+class DeiT(nn.Module):
+    """The backbone; `forward` runs it dense, or pruned by `stages` and restricted to `heads` per block."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, spec.patches + 1, spec.dim))
+        self.patch_embed = PatchEmbed(spec.patch, spec.dim)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        self.norm = nn.LayerNorm(spec.dim, eps=1e-6)
+        self.head = nn.Linear(spec.dim, spec.classes)
+
+    def initialise(self, seed: int) -> None:
+        """Fresh weights: truncated normal of 0.02, as DeiT's published code does, zero biases; fixed by `seed`."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, tensor in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(tensor)
+            elif "norm" in name:
+                nn.init.ones_(tensor)
+            else:
+                nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
+
+    def forward(
+        self, image: Tensor, stages: Sequence[PruneStage] = (), heads: Sequence[Sequence[int]] | None = None
+    ) -> Tensor:
+        """Logits [batch, classes] of normalised images float32 [batch, 3, image_size, image_size].
+
+        With other image sizes (progressive training) the position embedding is interpolated.
+        """
+        batch = image.shape[0]
+        x = self.embed(image)
+        by_block = {stage.after: stage for stage in stages}
+        for index, block in enumerate(self.blocks):
+            x, attention = block(x, batch, heads[index] if heads else None)
+            if index + 1 in by_block:
+                x = self._prune(x, batch, by_block[index + 1], attention)
+        cls = x.reshape(batch, -1, x.shape[-1])[:, 0]
+        logits: Tensor = self.head(self.norm(cls))
+        return logits
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Tokens [batch x (patches + 1), dim], CLS first in each image."""
+        patches = self.patch_embed(image)
+        tokens = torch.cat([self.cls_token.expand(image.shape[0], -1, -1), patches], 1)
+        return (tokens + self._positions(patches.shape[1])).flatten(0, 1)
+
+    def _positions(self, patches: int) -> Tensor:
+        if patches + 1 == self.pos_embed.shape[1]:
+            return self.pos_embed
+        old, new = int((self.pos_embed.shape[1] - 1) ** 0.5), int(patches**0.5)
+        grid = self.pos_embed[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=new < old)
+        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+
+    def _prune(self, x: Tensor, batch: int, stage: PruneStage, attention: Tensor) -> Tensor:
+        tokens = x.reshape(batch, -1, x.shape[-1])
+        patches = tokens[:, 1:].flatten(0, 1)
+        if stage.scorer is None:
+            scores = attention[:, :, 0, 1:].mean(1)
+        else:
+            scores = stage.scorer(patches).reshape(batch, -1)
+        kept = select_tokens(patches, scores, stage.k, self.training)
+        return torch.cat([tokens[:, :1], kept.reshape(batch, stage.k, -1)], 1).flatten(0, 1)
+
+
+def select_tokens(patches: Tensor, scores: Tensor, k: int, training: bool) -> Tensor:
+    """The k best-scored tokens of each image: [batch x n, dim], [batch, n] -> [batch x k, dim].
+
+    Deployed: constant top-k. In training the same hard top-k, on Gumbel-perturbed scores (Kool et al., Stochastic
+    Beams and Where to Find Them, 2019, section 2) so that it explores, and the scorer learns through a
+    straight-through gate: kept tokens are multiplied by 1, whose gradient is that of sigmoid(score) (Bengio et al.,
+    Estimating or Propagating Gradients Through Stochastic Neurons, 2013, section 4).
+    """
+    batch, tokens = scores.shape
+    ranked = scores
+    if training:
+        uniform = torch.rand_like(scores, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
+        ranked = scores - torch.log(-torch.log(uniform))
+    index = ranked.topk(k, dim=1).indices
+    flat = index
+    if batch > 1:
+        flat = index + torch.arange(batch, device=index.device)[:, None] * tokens
+    kept = F.embedding(flat.reshape(-1), patches)
+    if training:
+        gate = scores.gather(1, index).sigmoid().reshape(-1, 1)
+        kept = kept * (1 + gate - gate.detach())
+    return kept

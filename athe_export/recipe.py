@@ -1,0 +1,319 @@
+"""A recipe: one YAML file that fixes what is built. `load_recipe` returns a frozen `Recipe` or lists every problem.
+
+Paths in a recipe are relative to the recipe's own folder; `resolve` makes them absolute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from athe_export.errors import RecipeError
+from athe_export.schema import DocumentReader, json_schema, key
+
+NAME = r"[a-z0-9][a-z0-9_.-]*"
+SHA256 = r"[0-9a-f]{64}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    arch: Literal["deit"] = key("backbone family")
+    image_size: int = key("input height and width, pixels", min=8, max=1024)
+    patch: int = key("patch height and width, pixels", min=1, max=256)
+    dim: int = key("embedding width", min=8, max=4096)
+    depth: int = key("number of blocks", min=1, max=64)
+    heads: int = key("attention heads a block", min=1, max=64)
+    classes: int = key("number of classes", min=2, max=100000)
+    mlp_ratio: float = key("hidden width of the MLP over dim", default=4.0, above=0, max=16)
+
+    @property
+    def patches(self) -> int:
+        """Number of patch tokens of an image, the CLS token not counted."""
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    path: str | None = key("weights: .safetensors, or .pth of plain tensors", default=None)
+    sha256: str | None = key("sha256 of the file; checked where given", default=None, pattern=SHA256)
+    random_seed: int | None = key("instead of a path: untrained weights of this seed (never gated)", default=None, min=0)
+
+
+@dataclass(frozen=True)
+class PreprocessingSpec:
+    source_size: int = key("a photo is brought to this size first, as the training images were", min=8, max=1024)
+    resize: Literal["bicubic", "bilinear"] = key("Pillow's interpolation", default="bicubic")
+    mean: tuple[float, ...] = key("channel means, of pixels scaled to 0..1", default=(0.485, 0.456, 0.406), length=3)
+    std: tuple[float, ...] = key("channel deviations, of pixels scaled to 0..1", default=(0.229, 0.224, 0.225), length=3)
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    split: str = key("dataset split of the parity gate", default="test")
+    limit: int | None = key("use the first N images of it; null: all", default=None, min=1)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    dataset: Literal["cifar100", "folder", "shapes"] = key("where images come from")
+    preprocessing: PreprocessingSpec = key("image to tensor")
+    calibration: str = key("calibration set, a YAML file")
+    path: str | None = key("dataset folder: one class folder per class below each split (folder only)", default=None)
+    gate: GateSpec = key("images of the parity gate", default=GateSpec())
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where the router's difficulty score switches to the next branch; exactly one of the three is set."""
+
+    __shorthand__ = "fixed"
+    fixed: tuple[float, ...] | None = key("score bounds, ascending, one fewer than branches", default=None, min=0, max=1)
+    max_drop_pp: float | None = key(
+        "largest top-1 loss against the hardest branch alone, percentage points, on held-out training images",
+        default=None,
+        min=0,
+        max=100,
+    )
+    share_simple: float | None = key("share of images for the easiest branch", default=None, above=0, max=1)
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    arch: Literal["mobilenet_v1_0.25"] = key("router network")
+    image_size: int = key("router input height and width, pixels", min=32, max=512)
+    threshold: Threshold = key("a number, {max_drop_pp: …} or {share_simple: …}")
+
+
+@dataclass(frozen=True)
+class PruneSpec:
+    after_blocks: int = key("tokens are pruned after this many blocks", min=1, max=64)
+    keep: float = key("share of the patch tokens reaching that block that is kept", above=0, max=1)
+
+
+@dataclass(frozen=True)
+class BranchSpec:
+    name: str = key("branch name", pattern=NAME)
+    heads: int = key("heads kept in every block, the best by rank", min=1, max=64)
+    prune: tuple[PruneSpec, ...] = key("where tokens are pruned; none: dense", default=())
+    scorer: Literal["linear", "cls_attention"] = key("token scores: learned linear, or CLS attention", default="linear")
+
+    def kept_tokens(self, model: ModelSpec) -> tuple[tuple[int, int], ...]:
+        """(after_blocks, k) per prune stage; k = round-half-up of keep x the patch tokens that reach it."""
+        stages, tokens = [], model.patches
+        for stage in self.prune:
+            tokens = int(stage.keep * tokens + 0.5)
+            stages.append((stage.after_blocks, tokens))
+        return tuple(stages)
+
+
+@dataclass(frozen=True)
+class OnnxQuantizeSpec:
+    scheme: Literal["static_wi8_ai8", "dynamic_wi8_afp32"] = key("int8 scheme", default="static_wi8_ai8")
+    calibrator: Literal["min_max", "percentile", "entropy"] = key("activation ranges", default="min_max")
+    percentile: float = key("of the percentile calibrator", default=99.99, min=50, max=100)
+    reduce_range: bool = key("7-bit weights, exact on x86 without VNNI", default=False)
+    keep_float: tuple[str, ...] = key("torch module globs of layers that stay float", default=())
+
+
+@dataclass(frozen=True)
+class OnnxTarget:
+    opset: int = key("ONNX opset", default=20, min=18, max=23)
+    quantize: OnnxQuantizeSpec = key("quantization", default=OnnxQuantizeSpec())
+
+
+@dataclass(frozen=True)
+class Targets:
+    onnx: OnnxTarget = key("ONNX Runtime")
+
+
+@dataclass(frozen=True)
+class ParitySpec:
+    max_top1_drop_pp: float = key("largest top-1 drop of int8 against fp32, percentage points", default=0.7, min=0, max=100)
+    min_agreement: float = key("least share of images with the same answer", default=0.97, min=0, max=1)
+    min_router_agreement: float = key("least share of images routed alike", default=0.99, min=0, max=1)
+    confidence: float = key("one-sided confidence of every bound", default=0.95, min=0.5, max=0.9999)
+
+
+@dataclass(frozen=True)
+class PhaseSpec:
+    epochs: int = key("passes over the training images", min=1, max=10000)
+    image_size: int | None = key("train at this size; null: the model's", default=None, min=8, max=1024)
+    lr: float = key("peak learning rate", default=0.001, above=0, max=1)
+    batch_size: int = key("images a step", default=128, min=1, max=65536)
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    dense: tuple[PhaseSpec, ...] = key("backbone phases, in order")
+    adaptive: tuple[PhaseSpec, ...] = key("joint fine-tuning of all branches")
+    router: tuple[PhaseSpec, ...] = key("router phases", default=())
+    seed: int = key("of initial weights, data order and augmentation", default=0, min=0)
+    weight_decay: float = key("AdamW weight decay", default=0.05, min=0, max=10)
+    warmup_epochs: float = key("linear warm-up of the first phase's learning rate", default=1.0, min=0, max=1000)
+    label_smoothing: float = key("label smoothing", default=0.1, min=0, max=0.9)
+    crop_padding: int = key("random crop after padding this many source pixels", default=4, min=0, max=64)
+    flip: bool = key("random horizontal flip", default=True)
+    distill: float = key("weight of self-distillation from the dense path", default=0.5, min=0, max=1)
+    images: int | None = key("train on the first N images of the split; null: all", default=None, min=1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a build depends on besides the files it names; immutable, made by `load_recipe`."""
+
+    schema: Literal[1] = key("recipe format version")
+    name: str = key("bundle name", pattern=NAME)
+    model: ModelSpec = key("the backbone")
+    checkpoint: CheckpointSpec = key("the weights")
+    data: DataSpec = key("images and preprocessing")
+    branches: tuple[BranchSpec, ...] = key("static graphs, easiest first")
+    targets: Targets = key("what to build for")
+    router: RouterSpec | None = key("needed with two branches and more", default=None)
+    parity: ParitySpec = key("limits of the parity gate", default=ParitySpec())
+    train: TrainSpec | None = key("how the checkpoint is trained", default=None)
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe with where it came from: `text` as read, sha256 of it, `folder` that its paths are relative to."""
+
+    recipe: Recipe
+    path: Path
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def resolve(self, path: str) -> Path:
+        return (self.path.parent / path).resolve()
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors and CI."""
+    return json_schema(Recipe, "athe-export recipe")
+
+
+def load_recipe(path: Path) -> RecipeFile:
+    """Reads and checks a recipe.
+
+    Raises:
+        RecipeError: the file is missing or unreadable, or lists every problem with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(
+            "there is no such recipe",
+            where=str(path),
+            remedy="give the path of a YAML file; `athe-export recipes list` shows those that are shipped",
+        ) from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise RecipeError(f"cannot be read as text: {err}", where=str(path), remedy="give the path of a YAML file") from None
+    reader = DocumentReader()
+    recipe = reader.read(Recipe, text)
+    if recipe is not None:
+        for needs, check in _CHECKS:
+            if not reader.broken(*needs):
+                for where, message in check(recipe):
+                    reader.report(where, message)
+    if reader.problems or recipe is None:
+        found = sorted(reader.problems, key=lambda p: p.line)
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise RecipeError(
+            f"{count} in the recipe:\n" + "\n".join(f"  {p}" for p in found),
+            where=str(path),
+            remedy="mend these keys; `athe-export schema` prints the recipe's JSON Schema",
+        )
+    return RecipeFile(recipe, path.resolve(), text)
+
+
+_Found = Iterator[tuple[tuple[str | int, ...], str]]
+
+
+def _check_model(r: Recipe) -> _Found:
+    m = r.model
+    if m.image_size % m.patch:
+        yield ("model", "patch"), f"{m.patch} does not divide image_size {m.image_size}"
+    if m.dim % m.heads:
+        yield ("model", "heads"), f"{m.heads} does not divide dim {m.dim}"
+
+
+def _check_checkpoint(r: Recipe) -> _Found:
+    c = r.checkpoint
+    if (c.path is None) == (c.random_seed is None):
+        yield ("checkpoint",), "must hold either path or random_seed"
+    if c.path is None and c.sha256 is not None:
+        yield ("checkpoint", "sha256"), "belongs to a path"
+
+
+def _check_data(r: Recipe) -> _Found:
+    if (r.data.dataset == "folder") != (r.data.path is not None):
+        yield ("data", "path"), "is needed with dataset: folder, and only there"
+    for i, std in enumerate(r.data.preprocessing.std or ()):
+        if std is not None and std <= 0:
+            yield ("data", "preprocessing", "std", i), f"{std} is too small; it must be above 0"
+
+
+def _check_branches(r: Recipe) -> _Found:
+    if not r.branches:
+        yield ("branches",), "at least one branch is needed"
+    seen: set[str] = set()
+    for i, branch in enumerate(r.branches):
+        if branch.name in seen or branch.name == "router":
+            what = "is the router's role" if branch.name == "router" else "names two branches"
+            yield ("branches", i, "name"), f"{branch.name!r} {what}; choose another"
+        seen.add(branch.name)
+
+
+def _check_branch_fit(r: Recipe) -> _Found:
+    m = r.model
+    for i, branch in enumerate(r.branches):
+        if branch.heads > m.heads:
+            yield ("branches", i, "heads"), f"{branch.heads} heads are more than the model's {m.heads}"
+        before = 0
+        for j, (stage, (_, kept)) in enumerate(zip(branch.prune, branch.kept_tokens(m), strict=True)):
+            where = ("branches", i, "prune", j)
+            if not before < stage.after_blocks < m.depth:
+                yield (*where, "after_blocks"), f"{stage.after_blocks} must be above {before} and below depth {m.depth}"
+            if kept < 1:
+                yield (*where, "keep"), f"{stage.keep} of {m.patches} patch tokens leaves no token"
+            before = stage.after_blocks
+
+
+def _check_router(r: Recipe) -> _Found:
+    if len(r.branches) > 1 and r.router is None:
+        yield ("router",), f"{len(r.branches)} branches need a router"
+    if len(r.branches) == 1 and r.router is not None:
+        yield ("router",), "a single branch has nothing to route; remove it or add a branch"
+
+
+def _check_threshold(r: Recipe) -> _Found:
+    if r.router is None:
+        return
+    t, where = r.router.threshold, ("router", "threshold")
+    if sum(x is not None for x in (t.fixed, t.max_drop_pp, t.share_simple)) != 1:
+        yield where, "must be a number, {max_drop_pp: …} or {share_simple: …}, one of them"
+    elif t.fixed is not None and len(r.branches) > 1:
+        if len(t.fixed) != len(r.branches) - 1:
+            yield where, f"{len(r.branches)} branches need {len(r.branches) - 1} bounds, not {len(t.fixed)}"
+        if list(t.fixed) != sorted(t.fixed):
+            yield where, "bounds must ascend"
+
+
+_CHECKS: tuple[tuple[tuple[tuple[str | int, ...], ...], Callable[[Recipe], _Found]], ...] = (
+    ((("model",),), _check_model),
+    ((("checkpoint",),), _check_checkpoint),
+    ((("data",),), _check_data),
+    ((("branches",),), _check_branches),
+    ((("model",), ("branches",)), _check_branch_fit),
+    ((("branches",), ("router",)), _check_router),
+    ((("branches",), ("router",)), _check_threshold),
+)

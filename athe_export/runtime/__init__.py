@@ -1,0 +1,1 @@
+"""What runs on the device: numpy, Pillow and one engine, never torch."""

@@ -1,0 +1,77 @@
+"""From the router's difficulty score to a branch, and fitting the thresholds in between. numpy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RouterPolicy:
+    """Ascending bounds, one fewer than branches: an image whose score is at most bounds[i] goes to branch i or easier."""
+
+    bounds: tuple[float, ...]
+
+    def branch_of(self, score: float) -> int:
+        """Position of the branch, 0 the easiest."""
+        return int(np.searchsorted(np.asarray(self.bounds, np.float32), np.float32(score), side="left"))
+
+    def branches_of(self, scores: Scores) -> npt.NDArray[np.int64]:
+        """`branch_of` for scores float32 [n]."""
+        return np.searchsorted(np.asarray(self.bounds, np.float32), scores.astype(np.float32), side="left").astype(np.int64)
+
+
+def policy_for_share(scores: Scores, share_simple: float, branches: int) -> RouterPolicy:
+    """Sends `share_simple` of these scores to the easiest branch and the rest to the others in equal parts."""
+    rest = (1 - share_simple) / (branches - 1)
+    shares = [min(1.0, share_simple + i * rest) for i in range(branches - 1)]
+    return RouterPolicy(tuple(float(q) for q in np.quantile(scores, shares, method="higher")))
+
+
+def policy_for_drop(scores: Scores, correct: npt.NDArray[np.bool_], max_drop_pp: float) -> RouterPolicy:
+    """The most images on the easiest branches at a bounded loss of top-1.
+
+    Bound by bound, easiest branch first, each may spend an equal part of `max_drop_pp`: the largest score is taken up
+    to which the branch, in place of the hardest one, loses no more than that.
+
+    Args:
+        scores: difficulty, float32 [n].
+        correct: whether each branch is right, bool [n, branches], easiest first.
+        max_drop_pp: percentage points of all n images.
+    """
+    order = np.argsort(scores, kind="stable")
+    ranked, right = scores[order], correct[order].astype(np.int64)
+    allowed = max_drop_pp / 100 * len(scores) / (correct.shape[1] - 1)
+    bounds: list[float] = []
+    start = 0
+    for branch in range(correct.shape[1] - 1):
+        lost = np.concatenate([[0], np.cumsum(right[start:, -1] - right[start:, branch])])
+        taken = int(np.flatnonzero(lost <= allowed).max())
+        start += taken
+        bounds.append(_bound_after(ranked, start))
+    return RouterPolicy(tuple(bounds))
+
+
+def _bound_after(ranked: Scores, count: int) -> float:
+    """A bound with `count` of the ascending scores below it; ties at the bound go to the harder branch."""
+    if count == 0:
+        return 0.0
+    if count == len(ranked):
+        return 1.0
+    low, high = float(ranked[count - 1]), float(ranked[count])
+    return (low + high) / 2 if high > low else float(np.nextafter(np.float32(low), np.float32(0)))
+
+
+def difficulty_target(correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """What the router learns: 0 where the easiest branch is enough, 1 where only the hardest will do, float32 [n].
+
+    A branch is enough if it is right; where none is right the easiest is as good as any.
+    """
+    first = np.where(correct.any(1), correct.argmax(1), 0)
+    return (first / max(1, correct.shape[1] - 1)).astype(np.float32)
+
+

@@ -1,0 +1,91 @@
+"""The loss of each training phase: the dense backbone, the branches jointly, the router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from athe_export.model.athe import AtheModel
+from athe_export.preprocessing import Preprocessing
+from athe_export.recipe import TrainSpec
+from athe_export.runtime.routing import difficulty_target
+from athe_export.training.images import ImageSet, to_input
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (normalised images, targets) -> scalar
+
+
+def dense_loss(model: AtheModel, spec: TrainSpec) -> Loss:
+    """Cross-entropy of the dense path."""
+
+    def loss(image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(model.backbone(image).float(), label, label_smoothing=spec.label_smoothing)
+
+    return loss
+
+
+def adaptive_loss(model: AtheModel, spec: TrainSpec) -> Loss:
+    """Mean over the dense path and all branches; branches also match the dense path's distribution.
+
+    Self-distillation as in Hinton et al., Distilling the Knowledge in a Neural Network, 2015, at temperature 1.
+    """
+
+    def loss(image: Tensor, label: Tensor) -> Tensor:
+        dense = model.backbone(image).float()
+        teacher = dense.detach().log_softmax(-1)
+        total = F.cross_entropy(dense, label, label_smoothing=spec.label_smoothing)
+        for branch in model.recipe.branches:
+            logits = model.logits(image, branch).float()
+            hard = F.cross_entropy(logits, label, label_smoothing=spec.label_smoothing)
+            soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean", log_target=True)
+            total = total + (1 - spec.distill) * hard + spec.distill * soft
+        return total / (1 + len(model.recipe.branches))
+
+    return loss
+
+
+def router_loss(model: AtheModel) -> Loss:
+    """Binary cross-entropy of the difficulty against `difficulty_target`."""
+    router = model.router
+    assert router is not None
+
+    def loss(image: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(router.logit(image).float(), target)
+
+    return loss
+
+
+@torch.no_grad()
+def branch_correct(
+    model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device
+) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Whether the dense path (column 0) and each branch are right on each image, bool [n, 1 + branches]."""
+    model.eval()
+    rows = []
+    for pixels, label in images.batches(256):
+        image = to_input(pixels.to(device), model.recipe.model.image_size, preprocessing)
+        logits = [model.backbone(image), *(model.logits(image, b) for b in model.recipe.branches)]
+        rows.append(torch.stack([x.argmax(-1).cpu() == label for x in logits], 1))
+    correct: np.ndarray[tuple[int, int], np.dtype[np.bool_]] = torch.cat(rows).numpy()
+    return correct
+
+
+@torch.no_grad()
+def router_scores(
+    model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device
+) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Difficulty of each image, float32 [n]."""
+    assert model.router is not None and model.recipe.router is not None
+    model.eval()
+    size = model.recipe.router.image_size
+    rows = [model.router(to_input(p.to(device), size, preprocessing)).float().cpu() for p, _ in images.batches(256)]
+    scores: np.ndarray[tuple[int], np.dtype[np.float32]] = torch.cat(rows).numpy()
+    return scores
+
+
+def router_targets(model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """`difficulty_target` of each image under the model's branches as they are now, float32 [n]."""
+    return torch.from_numpy(difficulty_target(branch_correct(model, images, preprocessing, device)[:, 1:]))

@@ -1,0 +1,265 @@
+"""A training run: dense, adaptive, router, one after the other; resumable at any step, bit for bit on a CPU.
+
+Everything random in a step is drawn from a generator seeded by (seed, phase, epoch, step), so a resumed run needs no
+random state, only weights, optimiser and position.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from athe_export.errors import TrainingError
+from athe_export.model.athe import AtheModel
+from athe_export.model.checkpoint import load_tensors, tensors_of
+from athe_export.model.heads import head_importance, rank_heads
+from athe_export.preprocessing import Preprocessing
+from athe_export.recipe import PhaseSpec, TrainSpec
+from athe_export.training.images import ImageSet, augment, to_input
+from athe_export.training.phases import (
+    Loss,
+    adaptive_loss,
+    branch_correct,
+    dense_loss,
+    router_loss,
+    router_targets,
+)
+
+SAVE_SECONDS = 45.0
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One entry of the plan: `kind` is dense, adaptive or router; `first` and `group` place it in its kind's schedule."""
+
+    kind: str
+    spec: PhaseSpec
+    first: int
+    group: int
+
+
+def plan(spec: TrainSpec) -> tuple[Phase, ...]:
+    """All phases in order; epochs of one kind share one cosine schedule."""
+    phases: list[Phase] = []
+    for kind in ("dense", "adaptive", "router"):
+        specs: tuple[PhaseSpec, ...] = getattr(spec, kind)
+        group, first = sum(p.epochs for p in specs), 0
+        for phase in specs:
+            phases.append(Phase(kind, phase, first, group))
+            first += phase.epochs
+    return tuple(phases)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The images of a run: `train` to fit, `holdout` to watch, `calibration` to rank heads on."""
+
+    train: ImageSet
+    holdout: ImageSet
+    calibration: ImageSet
+
+
+class TrainingRun:
+    """Trains `model` in place.
+
+    Args:
+        model: with initial weights.
+        folder: for the resumable state and log.csv.
+        deadline: `time.monotonic()` after which the run stops in good order; None: never.
+    """
+
+    def __init__(
+        self,
+        model: AtheModel,
+        corpus: Corpus,
+        preprocessing: Preprocessing,
+        folder: Path,
+        device: torch.device,
+        report: Report,
+        deadline: float | None = None,
+    ) -> None:
+        assert model.recipe.train is not None
+        self.model, self.corpus, self.preprocessing, self.folder = model.to(device), corpus, preprocessing, folder
+        self.device, self.report, self.deadline = device, report, deadline
+        self.spec = model.recipe.train
+        self.phases = plan(self.spec)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.position = (0, 0, 0)  # phase, epoch, step to do next
+        self._restored: dict[str, Any] | None = None
+        self._saved = time.monotonic()
+
+    def resume(self) -> bool:
+        """Loads the newest state; False where there is none."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        load_tensors(self.model, state["tensors"])
+        self.position = tuple(state["position"])
+        self._restored = state
+        self.report(f"resumed at phase {self.position[0] + 1}, epoch {self.position[1] + 1}, step {self.position[2]}")
+        return True
+
+    def run(self) -> bool:
+        """Trains to the end of the plan; False if the deadline came first.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        for index in range(self.position[0], len(self.phases)):
+            phase = self.phases[index]
+            start = self.position[1:] if index == self.position[0] else (0, 0)
+            if phase.kind == "adaptive" and self.model.head_rank is None:
+                self._rank_heads()
+            if not self._phase(index, phase, *start):
+                return False
+            self.position = (index + 1, 0, 0)
+            self._save(None)
+        return True
+
+    def _rank_heads(self) -> None:
+        size = self.model.recipe.model.image_size
+        self.model.eval()
+        batches = (to_input(p.to(self.device), size, self.preprocessing) for p, _ in self.corpus.calibration.batches(128))
+        self.model.head_rank = rank_heads(head_importance(self.model.backbone, batches))
+        self.report(f"heads ranked by attention entropy on {len(self.corpus.calibration)} calibration images")
+
+    def _phase(self, index: int, phase: Phase, epoch: int, step: int) -> bool:
+        train = self.corpus.train
+        loss, parameters, targets, size = self._objective(phase)
+        optimiser = torch.optim.AdamW(parameters, phase.spec.lr, weight_decay=self.spec.weight_decay)
+        if self._restored and self._restored["optimiser"]:
+            optimiser.load_state_dict(self._restored["optimiser"])
+        self._restored = None
+        steps = len(train) // phase.spec.batch_size or 1
+        for epoch in range(epoch, phase.spec.epochs):
+            began, first, total = time.monotonic(), step, 0.0
+            order = torch.randperm(len(train), generator=self._generator(index, epoch, 0))
+            self._mode(phase.kind)
+            for step in range(step, steps):
+                lr = self._lr(phase, epoch + step / steps)
+                for group in optimiser.param_groups:
+                    group["lr"] = lr
+                chosen = order[step * phase.spec.batch_size : (step + 1) * phase.spec.batch_size]
+                value = self._step(loss, optimiser, chosen, targets, size, self._generator(index, epoch, step + 1))
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"loss is {value} in {phase.kind} epoch {epoch + 1}, step {step}, at learning rate {lr:.2e}",
+                        where=str(self.folder / "state.pt"),
+                        remedy="lower train lr in the recipe; the named file is the last good state (--resume)",
+                    )
+                total += value
+                self.position = (index, epoch, step + 1)
+                if self._time_to_stop(optimiser):
+                    return False
+            seen = (steps - first) * phase.spec.batch_size
+            self._log(phase, epoch, total / max(1, steps - first), seen / (time.monotonic() - began))
+            self.position, step = (index, epoch + 1, 0), 0
+            self._save(optimiser)
+        return True
+
+    def _objective(self, phase: Phase) -> tuple[Loss, list[torch.nn.Parameter], Tensor, int]:
+        size = phase.spec.image_size or self.model.recipe.model.image_size
+        if phase.kind == "router":
+            assert self.model.router is not None and self.model.recipe.router is not None
+            self.report("measuring which branch is enough for each training image")
+            targets = router_targets(self.model, self.corpus.train, self.preprocessing, self.device)
+            self.report(f"{100 * float((targets > 0).float().mean()):.1f}% of them need more than the easiest branch")
+            return router_loss(self.model), list(self.model.router.parameters()), targets, self.model.recipe.router.image_size
+        parameters = [p for n, p in self.model.named_parameters() if not n.startswith("router.")]
+        build = dense_loss if phase.kind == "dense" else adaptive_loss
+        return build(self.model, self.spec), parameters, self.corpus.train.labels, size
+
+    def _mode(self, kind: str) -> None:
+        self.model.train(kind != "router")
+        if kind == "router" and self.model.router is not None:
+            self.model.router.train()
+
+    def _step(
+        self,
+        loss: Loss,
+        optimiser: torch.optim.Optimizer,
+        chosen: Tensor,
+        targets: Tensor,
+        size: int,
+        generator: torch.Generator,
+    ) -> float:
+        torch.manual_seed(generator.initial_seed())
+        pixels = augment(self.corpus.train.pixels[chosen], self.spec.crop_padding, self.spec.flip, generator)
+        image = to_input(pixels.to(self.device), size, self.preprocessing)
+        with self._autocast():
+            value = loss(image, targets[chosen].to(self.device))
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 1.0)
+        optimiser.step()
+        return float(value.detach())
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _lr(self, phase: Phase, epoch: float) -> float:
+        done = phase.first + epoch
+        lr = phase.spec.lr * 0.5 * (1 + math.cos(math.pi * done / phase.group))
+        if phase.kind == "dense" and done < self.spec.warmup_epochs:
+            lr *= (done + 0.01) / self.spec.warmup_epochs
+        return lr
+
+    def _generator(self, phase: int, epoch: int, step: int) -> torch.Generator:
+        seed = ((self.spec.seed * 64 + phase) * 16384 + epoch) * 1_000_000 + step
+        return torch.Generator().manual_seed(seed)
+
+    def _time_to_stop(self, optimiser: torch.optim.Optimizer) -> bool:
+        now = time.monotonic()
+        stop = self.deadline is not None and now > self.deadline
+        if stop or now - self._saved > SAVE_SECONDS:
+            self._save(optimiser)
+        return stop
+
+    def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
+        staging = self.folder / "state.pt.part"
+        state = {
+            "tensors": tensors_of(self.model),
+            "optimiser": optimiser.state_dict() if optimiser else None,
+            "position": list(self.position),
+        }
+        with staging.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, self.folder / "state.pt")
+        self._saved = time.monotonic()
+
+    def _log(self, phase: Phase, epoch: int, loss: float, speed: float) -> None:
+        row: dict[str, Any] = {"kind": phase.kind, "epoch": phase.first + epoch + 1, "loss": round(loss, 4)}
+        if phase.kind != "router":
+            row |= dict(self._holdout_top1(phase))
+        self.report("  ".join(f"{k} {v}" for k, v in row.items()) + f"  {speed:.0f} images/s")
+        with (self.folder / "log.csv").open("a", newline="") as file:
+            csv.writer(file).writerow([f"{k}={v}" for k, v in row.items()])
+
+    def _holdout_top1(self, phase: Phase) -> Iterator[tuple[str, float]]:
+        if phase.kind == "dense":
+            size = phase.spec.image_size or self.model.recipe.model.image_size
+            self.model.eval()
+            right = 0
+            with torch.no_grad():
+                for pixels, label in self.corpus.holdout.batches(256):
+                    logits = self.model.backbone(to_input(pixels.to(self.device), size, self.preprocessing))
+                    right += int((logits.argmax(-1).cpu() == label).sum())
+            yield "dense", round(right / len(self.corpus.holdout), 4)
+            return
+        correct = branch_correct(self.model, self.corpus.holdout, self.preprocessing, self.device)
+        for name, column in zip(["dense", *(b.name for b in self.model.recipe.branches)], correct.T, strict=True):
+            yield name, round(float(column.mean()), 4)

@@ -1,0 +1,175 @@
+"""`train_recipe`: a recipe to a trained checkpoint and its metrics file."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from athe_export import __version__
+from athe_export.data.calibration import read_calibration_set
+from athe_export.data.source import Dataset, Progress, no_progress, open_dataset
+from athe_export.errors import RecipeError, UsageError
+from athe_export.model.athe import AtheModel
+from athe_export.model.checkpoint import load_tensors, read_checkpoint, save_checkpoint, tensors_of
+from athe_export.preprocessing import Preprocessing
+from athe_export.recipe import Recipe, RecipeFile
+from athe_export.runtime.routing import RouterPolicy, policy_for_drop, policy_for_share
+from athe_export.training.images import ImageSet
+from athe_export.training.phases import branch_correct, router_scores
+from athe_export.training.run import Corpus, Report, TrainingRun
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where the checkpoint is, its sha256, whether the plan was completed, and the metrics as written."""
+
+    path: Path
+    sha256: str
+    complete: bool
+    metrics: dict[str, Any]
+
+
+def train_recipe(
+    file: RecipeFile,
+    *,
+    data_root: Path | None = None,
+    init: Path | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    command: str = "",
+    report: Report = print,
+    progress: Progress = no_progress,
+) -> TrainingResult:
+    """Trains the recipe's checkpoint.
+
+    Args:
+        init: a checkpoint to start the backbone from (whatever tensors fit the model are taken and counted).
+        output: where to write; default: the recipe's checkpoint.path.
+        resume: continue the state left beside the output.
+        command: as typed; recorded in the metrics.
+
+    Raises:
+        RecipeError, UsageError, DatasetError, CheckpointError, TrainingError.
+    """
+    recipe = file.recipe
+    output = output or _output_of(file)
+    began = time.monotonic()
+    dataset = open_dataset(
+        recipe.data.dataset, data_root, file.resolve(recipe.data.path) if recipe.data.path else None, progress
+    )
+    preprocessing = Preprocessing(**vars(recipe.data.preprocessing))
+    model = AtheModel(recipe)
+    model.initialise(recipe.train.seed if recipe.train else 0)
+    if init is not None:
+        _initialise_from(model, init, report)
+    corpus = _corpus(file, dataset, preprocessing, progress)
+    folder = output.with_suffix(".run")
+    deadline = None if max_minutes is None else began + 60 * max_minutes
+    run = TrainingRun(model, corpus, preprocessing, folder, _device(device), report, deadline)
+    if resume and not run.resume():
+        raise UsageError("there is nothing to resume", where=str(folder), remedy="train without --resume")
+    complete = run.run()
+    metrics = _metrics(model, dataset, preprocessing, corpus, _device(device), progress)
+    metrics |= {
+        "complete": complete,
+        "command": command,
+        "recipe_sha256": file.sha256,
+        "dataset_sha256": dataset.digest,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "device": str(_device(device)),
+        "versions": {"athe_export": __version__, "torch": torch.__version__},
+    }
+    sha256 = save_checkpoint(output, model, {"name": recipe.name, "complete": complete})
+    metrics["checkpoint_sha256"] = sha256
+    output.with_suffix(".metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return TrainingResult(output, sha256, complete, metrics)
+
+
+def _output_of(file: RecipeFile) -> Path:
+    if file.recipe.train is None:
+        raise RecipeError("has no train section", where=str(file.path), remedy="add one; docs/recipe.md lists its keys")
+    if file.recipe.checkpoint.path is None:
+        raise RecipeError(
+            "names no checkpoint to write", where="checkpoint.path", remedy="set checkpoint.path, or pass --output"
+        )
+    return file.resolve(file.recipe.checkpoint.path)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is available", where="--device cuda", remedy="use --device auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _initialise_from(model: AtheModel, path: Path, report: Report) -> None:
+    found = read_checkpoint(path).tensors
+    own = tensors_of(model)
+    taken = {n: t for n, t in found.items() if n in own and own[n].shape == t.shape}
+    load_tensors(model, own | taken)
+    left = sorted(set(found) - set(taken))
+    report(f"{len(taken)} of {len(own)} tensors start from {path.name}; not taken: {', '.join(left) or 'none'}")
+
+
+def _corpus(file: RecipeFile, dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> Corpus:
+    recipe = file.recipe
+    assert recipe.train is not None
+    train = ImageSet.load(dataset, "train", preprocessing, recipe.train.images, progress)
+    holdout = ImageSet.load(dataset, "holdout", preprocessing, None, progress)
+    calibration = read_calibration_set(file.resolve(recipe.data.calibration))
+    pixels = [preprocessing.source(dataset.image(calibration.split, i)).transpose(2, 0, 1) for i in calibration.ids]
+    labels = dataset.labels(calibration.split)[list(calibration.ids)]
+    return Corpus(train, holdout, ImageSet(torch.from_numpy(np.stack(pixels)), torch.from_numpy(labels)))
+
+
+def policy_of(recipe: Recipe, scores: np.ndarray, correct: np.ndarray) -> RouterPolicy:
+    """The recipe's threshold, fitted where it is stated as a trade-off; scores [n], correct [n, branches]."""
+    assert recipe.router is not None
+    threshold = recipe.router.threshold
+    if threshold.fixed is not None:
+        return RouterPolicy(threshold.fixed)
+    if threshold.share_simple is not None:
+        return policy_for_share(scores, threshold.share_simple, len(recipe.branches))
+    assert threshold.max_drop_pp is not None
+    return policy_for_drop(scores, correct, threshold.max_drop_pp)
+
+
+def _metrics(
+    model: AtheModel,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    corpus: Corpus,
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Top-1 of every path on the test split; the router's threshold is chosen on the held-out images."""
+    names = ["dense", *(b.name for b in model.recipe.branches)]
+    test = ImageSet.load(dataset, "test", preprocessing, None, progress)
+    if model.head_rank is None:
+        return {"images": len(test), "note": "stopped before the branches were trained"}
+    correct = branch_correct(model, test, preprocessing, device)
+    result: dict[str, Any] = {"images": len(test), "top1": {n: _share(c) for n, c in zip(names, correct.T, strict=True)}}
+    if model.router is not None:
+        held = branch_correct(model, corpus.holdout, preprocessing, device)[:, 1:]
+        policy = policy_of(model.recipe, router_scores(model, corpus.holdout, preprocessing, device), held)
+        routed = policy.branches_of(router_scores(model, test, preprocessing, device))
+        result["router_bounds"] = list(policy.bounds)
+        result["top1"]["routed"] = _share(correct[np.arange(len(test)), routed + 1])
+        result["share"] = {b.name: _share(routed == i) for i, b in enumerate(model.recipe.branches)}
+    is_complex = getattr(dataset, "is_complex", None)
+    if is_complex is not None:
+        hard = np.array([is_complex("test", i) for i in range(len(test))])
+        result["top1_simple_half"] = {n: _share(c[~hard]) for n, c in zip(names, correct.T, strict=True)}
+        result["top1_complex_half"] = {n: _share(c[hard]) for n, c in zip(names, correct.T, strict=True)}
+    return result
+
+
+def _share(values: np.ndarray) -> float:
+    return round(float(values.mean()), 4)
