@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from athe_export.model.deit import DeiT, HeadRank, PruneStage
+from athe_export.model.deit import DeiT, HeadRank, PruneStage, Trace
 from athe_export.model.router import MobileNetV1Router
 from athe_export.recipe import BranchSpec, Recipe
 
@@ -32,9 +33,10 @@ class AtheModel(nn.Module):
     def initialise(self, seed: int) -> None:
         """Fresh weights, fixed by `seed`."""
         self.backbone.initialise(seed)
+        generator = torch.Generator().manual_seed(seed + 2)
         for module in self.scorers.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.weight)
+            if isinstance(module, nn.Linear):  # not zero: equal scores would leave the choice of tokens to chance
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
                 nn.init.zeros_(module.bias)
         if self.router is not None:
             self.router.initialise(seed + 1)
@@ -59,7 +61,7 @@ class AtheModel(nn.Module):
             raise ValueError(f"branch {branch.name} keeps {branch.heads} heads and no head rank is known")
         return tuple(tuple(sorted(rank[: branch.heads])) for rank in self.head_rank)
 
-    def logits(self, image: Tensor, branch: BranchSpec) -> Tensor:
+    def logits(self, image: Tensor, branch: BranchSpec, trace: Trace | None = None) -> Tensor:
         """The branch's logits [batch, classes], from shared weights."""
-        y: Tensor = self.backbone(image, self.stages(branch), self.heads(branch))
+        y: Tensor = self.backbone(image, self.stages(branch), self.heads(branch), trace)
         return y

@@ -7,7 +7,7 @@ token). Tokens are kept as a 2-D array [batch x tokens, dim], so that every line
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,15 @@ class PruneStage:
     scorer: nn.Module | None
 
 
+@dataclass
+class Trace:
+    """What a forward pass saw, for training: CLS attention to the patches, [batch, heads, patches] per block, and the
+    first prune stage's scores [batch, patches]."""
+
+    cls_attention: list[Tensor] = field(default_factory=list)
+    scores: Tensor | None = None
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over [batch x tokens, dim]; `heads` may be fewer than dim / head_dim."""
 
@@ -36,13 +45,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * heads * head_dim)
         self.proj = nn.Linear(heads * head_dim, dim)
 
-    def forward(self, x: Tensor, batch: int, keep: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Output [batch x tokens, dim] and attention probabilities [batch, heads, tokens, tokens]."""
+    def forward(
+        self, x: Tensor, batch: int, keep: Sequence[int] | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output [batch x tokens, dim] and attention probabilities [batch, heads, tokens, tokens].
+
+        `bias` [batch, tokens] is added to every query's attention logits (training of the scorers alone).
+        """
         heads = self.heads if keep is None else len(keep)
         qkv_w, qkv_b, proj_w = self.weights_of(keep)
         qkv = F.linear(x, qkv_w, qkv_b).reshape(batch, -1, 3, heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        probabilities = ((q * self.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(-1)
+        logits = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+        if bias is not None:
+            logits = logits + bias[:, None, None, :]
+        probabilities = logits.softmax(-1)
         mixed = (probabilities @ v).transpose(1, 2).reshape(x.shape[0], heads * self.head_dim)
         return F.linear(mixed, proj_w, self.proj.bias), probabilities
 
@@ -86,8 +103,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(spec.dim, eps=1e-6)
         self.mlp = Mlp(spec.dim, int(spec.dim * spec.mlp_ratio))
 
-    def forward(self, x: Tensor, batch: int, keep: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        attended, probabilities = self.attn(self.norm1(x), batch, keep)
+    def forward(
+        self, x: Tensor, batch: int, keep: Sequence[int] | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        attended, probabilities = self.attn(self.norm1(x), batch, keep, bias)
         x = x + attended
         return x + self.mlp(self.norm2(x)), probabilities
 
@@ -128,19 +147,26 @@ class DeiT(nn.Module):
                 nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
 
     def forward(
-        self, image: Tensor, stages: Sequence[PruneStage] = (), heads: Sequence[Sequence[int]] | None = None
+        self,
+        image: Tensor,
+        stages: Sequence[PruneStage] = (),
+        heads: Sequence[Sequence[int]] | None = None,
+        trace: Trace | None = None,
     ) -> Tensor:
         """Logits [batch, classes] of normalised images float32 [batch, 3, image_size, image_size].
 
-        With other image sizes (progressive training) the position embedding is interpolated.
+        With other image sizes (progressive training) the position embedding is interpolated. What a `trace` is given
+        for is written into it.
         """
         batch = image.shape[0]
-        x = self.embed(image)
+        x, bias = self.embed(image), None
         by_block = {stage.after: stage for stage in stages}
         for index, block in enumerate(self.blocks):
-            x, attention = block(x, batch, heads[index] if heads else None)
+            x, attention = block(x, batch, heads[index] if heads else None, bias)
+            if trace is not None:
+                trace.cls_attention.append(attention[:, :, 0, 1:])
             if index + 1 in by_block:
-                x = self._prune(x, batch, by_block[index + 1], attention)
+                x, bias = self._prune(x, batch, by_block[index + 1], attention, trace)
         cls = x.reshape(batch, -1, x.shape[-1])[:, 0]
         logits: Tensor = self.head(self.norm(cls))
         return logits
@@ -159,36 +185,42 @@ class DeiT(nn.Module):
         grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=new < old)
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], 1)
 
-    def _prune(self, x: Tensor, batch: int, stage: PruneStage, attention: Tensor) -> Tensor:
+    def _prune(
+        self, x: Tensor, batch: int, stage: PruneStage, attention: Tensor, trace: Trace | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The remaining tokens and, in training, the attention bias that carries the scorer's gradient."""
         tokens = x.reshape(batch, -1, x.shape[-1])
         patches = tokens[:, 1:].flatten(0, 1)
-        if stage.scorer is None:
-            scores = attention[:, :, 0, 1:].mean(1)
-        else:
-            scores = stage.scorer(patches).reshape(batch, -1)
-        kept = select_tokens(patches, scores, stage.k, self.training)
-        return torch.cat([tokens[:, :1], kept.reshape(batch, stage.k, -1)], 1).flatten(0, 1)
+        scores = attention[:, :, 0, 1:].mean(1) if stage.scorer is None else stage.scorer(patches).reshape(batch, -1)
+        if trace is not None and trace.scores is None:
+            trace.scores = scores
+        index = choose_tokens(scores, stage.k, explore=self.training)
+        flat = index
+        if batch > 1:
+            flat = index + torch.arange(batch, device=index.device)[:, None] * scores.shape[1]
+        kept = F.embedding(flat.reshape(-1), patches).reshape(batch, stage.k, -1)
+        remaining = torch.cat([tokens[:, :1], kept], 1).flatten(0, 1)
+        return remaining, straight_through_bias(scores, index) if self.training else None
 
 
-def select_tokens(patches: Tensor, scores: Tensor, k: int, training: bool) -> Tensor:
-    """The k best-scored tokens of each image: [batch x n, dim], [batch, n] -> [batch x k, dim].
+def choose_tokens(scores: Tensor, k: int, explore: bool) -> Tensor:
+    """Indices [batch, k] of the k best scores [batch, n].
 
-    Deployed: constant top-k. In training the same hard top-k, on Gumbel-perturbed scores (Kool et al., Stochastic
-    Beams and Where to Find Them, 2019, section 2) so that it explores, and the scorer learns through a
-    straight-through gate: kept tokens are multiplied by 1, whose gradient is that of sigmoid(score) (Bengio et al.,
-    Estimating or Propagating Gradients Through Stochastic Neurons, 2013, section 4).
+    Deployed: constant top-k. With `explore` the scores are Gumbel-perturbed first (Kool et al., Stochastic Beams and
+    Where to Find Them, 2019, section 2), so that training also sees tokens that the scorer does not yet favour.
     """
-    batch, tokens = scores.shape
-    ranked = scores
-    if training:
+    if explore:
         uniform = torch.rand_like(scores, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
-        ranked = scores - torch.log(-torch.log(uniform))
-    index = ranked.topk(k, dim=1).indices
-    flat = index
-    if batch > 1:
-        flat = index + torch.arange(batch, device=index.device)[:, None] * tokens
-    kept = F.embedding(flat.reshape(-1), patches)
-    if training:
-        gate = scores.gather(1, index).sigmoid().reshape(-1, 1)
-        kept = kept * (1 + gate - gate.detach())
-    return kept
+        scores = scores - torch.log(-torch.log(uniform))
+    return scores.topk(k, dim=1).indices
+
+
+def straight_through_bias(scores: Tensor, index: Tensor) -> Tensor:
+    """Zeros [batch, 1 + k] with the gradient of ln sigmoid(score) for each kept token.
+
+    Added to attention logits it multiplies a token's attention by its gate, as DynamicViT's attention masking does
+    (Rao et al., 2021, section 3.3); value 1 forward and the gate's gradient backward is the straight-through
+    estimator (Bengio et al., 2013, section 4). Scaling the token itself would not do: LayerNorm takes scale away.
+    """
+    gate = F.logsigmoid(scores.gather(1, index).float())
+    return F.pad(gate - gate.detach(), (1, 0))

@@ -25,11 +25,11 @@ class MobileNetV1Router(nn.Module):
         self.classifier = nn.Linear(width, 1)
 
     def initialise(self, seed: int) -> None:
-        """Fresh weights (He et al., 2015, fan-out), fixed by `seed`."""
+        """Fresh weights (He et al., 2015, fan-in, so that an untrained router still tells images apart), fixed by `seed`."""
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", generator=generator)
             elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
                 nn.init.zeros_(module.bias)

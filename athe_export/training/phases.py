@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from athe_export.model.athe import AtheModel
+from athe_export.model.deit import Trace
 from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import TrainSpec
 from athe_export.runtime.routing import difficulty_target
@@ -28,23 +29,37 @@ def dense_loss(model: AtheModel, spec: TrainSpec) -> Loss:
 
 
 def adaptive_loss(model: AtheModel, spec: TrainSpec) -> Loss:
-    """Mean over the dense path and all branches; branches also match the dense path's distribution.
+    """Mean over the dense path and all branches; branches also match the dense path's distribution and attention.
 
-    Self-distillation as in Hinton et al., Distilling the Knowledge in a Neural Network, 2015, at temperature 1.
+    Self-distillation of logits as in Hinton et al., Distilling the Knowledge in a Neural Network, 2015, at
+    temperature 1. A learned scorer's softmax over the patches is drawn to the dense path's CLS attention in the blocks
+    after its stage, which is what those patches are worth later on (attentiveness of Liang et al., EViT, 2022,
+    section 3.2, taken from the later blocks).
     """
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
-        dense = model.backbone(image).float()
+        seen = Trace()
+        dense = model.backbone(image, trace=seen).float()
         teacher = dense.detach().log_softmax(-1)
         total = F.cross_entropy(dense, label, label_smoothing=spec.label_smoothing)
         for branch in model.recipe.branches:
-            logits = model.logits(image, branch).float()
+            chosen = Trace()
+            logits = model.logits(image, branch, chosen).float()
             hard = F.cross_entropy(logits, label, label_smoothing=spec.label_smoothing)
             soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean", log_target=True)
             total = total + (1 - spec.distill) * hard + spec.distill * soft
+            if branch.scorer == "linear" and chosen.scores is not None:
+                total = total + spec.distill * _scorer_loss(chosen.scores, seen.cls_attention[branch.prune[0].after_blocks :])
         return total / (1 + len(model.recipe.branches))
 
     return loss
+
+
+def _scorer_loss(scores: Tensor, later_attention: list[Tensor]) -> Tensor:
+    """KL of softmax(scores) [batch, patches] from the mean CLS attention of the given blocks."""
+    worth = torch.stack([a.detach().float().mean(1) for a in later_attention]).mean(0)
+    worth = worth / worth.sum(-1, keepdim=True)
+    return F.kl_div(scores.float().log_softmax(-1), worth, reduction="batchmean")
 
 
 def router_loss(model: AtheModel) -> Loss:

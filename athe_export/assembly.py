@@ -1,0 +1,117 @@
+"""The parts of a bundle and its draft manifest, from what the stages made."""
+
+from __future__ import annotations
+
+from athe_export.bundle.manifest import (
+    SCHEMA_VERSION,
+    BranchEntry,
+    GraphEntry,
+    Manifest,
+    PreprocessingEntry,
+    PruneEntry,
+    RouterEntry,
+)
+from athe_export.bundle.writer import StagedBundle
+from athe_export.data.calibration import BranchShare
+from athe_export.data.source import Dataset
+from athe_export.errors import RecipeError
+from athe_export.parity.gate import NOT_GATED
+from athe_export.preprocessing import Pixels
+from athe_export.recipe import BranchSpec, RecipeFile
+from athe_export.runtime.golden import TOLERANCE
+from athe_export.system import CalibrationImages, Routing, System
+from athe_export.targets.onnx.graph import OnnxGraph
+
+GOLDEN_PER_BRANCH = 4
+
+
+def add_graph(staged: StagedBundle, graph: OnnxGraph) -> GraphEntry:
+    """Writes a graph and describes it."""
+    name = f"onnx/{graph.role}.{graph.precision}.onnx"
+    file = staged.add(name, f"graph:onnx:{graph.role}:{graph.precision}", graph.model.SerializeToString(deterministic=True))
+    int8, floats = graph.int8_ops, graph.float_ops
+    return GraphEntry(
+        graph.role, "onnx", graph.precision, name, file.bytes, file.sha256, graph.inputs, graph.outputs, graph.mmacs,
+        len(int8), len(floats), floats,
+    )  # fmt: skip
+
+
+def add_labels(staged: StagedBundle, dataset: Dataset, classes: int) -> None:
+    """labels.txt, one class a line.
+
+    Raises:
+        RecipeError: the model and the dataset disagree on the number of classes.
+    """
+    names = dataset.class_names
+    if len(names) != classes:
+        raise RecipeError(
+            f"the model has {classes} classes, {dataset.name} has {len(names)}",
+            where="model.classes",
+            remedy=f"set model.classes to {len(names)} with a checkpoint trained on them",
+        )
+    staged.add("labels.txt", "labels", "".join(f"{n}\n" for n in names).encode())
+
+
+def golden_sources(images: CalibrationImages, routing: Routing) -> list[Pixels]:
+    """A few images of every branch's calibration share, at source size."""
+    return [images.sources[p] for share in routing.shares for p in share.positions[:GOLDEN_PER_BRANCH]]
+
+
+def draft_manifest(
+    file: RecipeFile,
+    system: System,
+    routing: Routing,
+    images: CalibrationImages,
+    dataset: Dataset,
+    graphs: tuple[GraphEntry, ...],
+    tools: dict[str, str],
+) -> Manifest:
+    """The manifest before the gate, verdict `not_gated`."""
+    recipe, preprocessing = file.recipe, images.preprocessing
+    sizes = tuple(sorted({source.image_size for source in system.sources}))
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=recipe.name,
+        recipe={"text": file.text, "sha256": file.sha256},
+        checkpoint={"sha256": system.checkpoint_sha256, "trained": system.trained},
+        dataset={"name": dataset.name, "sha256": dataset.digest},
+        calibration={
+            "split": images.found.split,
+            "images": len(images.found.ids),
+            "ids_sha256": images.found.ids_sha256,
+            "pixels_sha256": images.found.pixels_sha256,
+        },
+        tools=tools,
+        preprocessing=PreprocessingEntry(
+            preprocessing.source_size, preprocessing.resize, preprocessing.mean, preprocessing.std, sizes,
+            preprocessing.golden_sha256(sizes),
+        ),  # fmt: skip
+        router=_router(file, routing),
+        branches=tuple(_branch(system, b, s) for b, s in zip(recipe.branches, routing.shares, strict=True)),
+        graphs=graphs,
+        golden={"tolerance": TOLERANCE},
+        gate={"split": recipe.data.gate.split, "limits": vars(recipe.parity)},
+        verdict=NOT_GATED,
+        parity=None,
+        notes=(*system.notes, *routing.notes),
+    )
+
+
+def _router(file: RecipeFile, routing: Routing) -> RouterEntry | None:
+    spec = file.recipe.router
+    if spec is None or routing.policy is None:
+        return None
+    return RouterEntry(spec.arch, spec.image_size, {"reference": routing.policy.bounds, "onnx": routing.policy.bounds})
+
+
+def _branch(system: System, branch: BranchSpec, share: BranchShare) -> BranchEntry:
+    heads = system.model.heads(branch)
+    return BranchEntry(
+        branch.name,
+        branch.heads,
+        tuple(PruneEntry(after, k) for after, k in branch.kept_tokens(system.model.recipe.model)),
+        branch.scorer,
+        tuple(tuple(h) for h in heads) if heads else None,
+        len(share.positions),
+        share.topped_up,
+    )

@@ -1,0 +1,73 @@
+"""Checkpoint + branch spec -> a module in which nothing is dynamic: constant k, heads physically cut out, CLS kept."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from athe_export.model.athe import AtheModel
+from athe_export.model.deit import DeiT, PruneStage
+from athe_export.model.router import MobileNetV1Router
+from athe_export.recipe import BranchSpec
+
+
+class BranchModule(DeiT):
+    """One branch on its own weights: image float32 [batch, 3, size, size] -> logits [batch, classes].
+
+    Layer names are the backbone's, so that `keep_float` globs read as in timm; scorers are `scorers.<after_blocks>`.
+    """
+
+    def __init__(self, model: AtheModel, branch: BranchSpec) -> None:
+        super().__init__(model.backbone.spec)
+        self.load_state_dict(model.backbone.state_dict())
+        heads = model.heads(branch)
+        for block, keep in zip(self.blocks, heads or (), strict=False):
+            block.attn = block.attn.cut(keep)  # type: ignore[operator, union-attr]
+        stages = model.stages(branch)
+        self.scorers = nn.ModuleDict({str(s.after): copy.deepcopy(s.scorer) for s in stages if s.scorer is not None})
+        self.kept = tuple((s.after, s.k) for s in stages)
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        stages = [PruneStage(a, k, self.scorers[str(a)] if str(a) in self.scorers else None) for a, k in self.kept]
+        return super().forward(image, stages)
+
+
+@dataclass(frozen=True)
+class BranchGraphSource:
+    """What a target exports under one role: a module and its input size; `output` names what it returns."""
+
+    role: str
+    module: nn.Module
+    image_size: int
+    output: str
+
+
+def build_branch(model: AtheModel, branch: BranchSpec) -> BranchGraphSource:
+    """The branch's fixed-shape module.
+
+    Raises:
+        ValueError: the branch drops heads and the model has no head rank.
+    """
+    return BranchGraphSource(branch.name, BranchModule(model, branch), model.recipe.model.image_size, "logits")
+
+
+def build_router(model: AtheModel) -> BranchGraphSource:
+    """The router with batch normalisation folded into its convolutions."""
+    assert model.router is not None and model.recipe.router is not None
+    router = MobileNetV1Router()
+    router.load_state_dict(model.router.state_dict())
+    router.eval()
+    for layer in router.features:
+        fused = torch.nn.utils.fuse_conv_bn_eval(layer[0], layer[1])  # type: ignore[index]
+        layer[0], layer[1] = fused, nn.Identity()  # type: ignore[index]
+    return BranchGraphSource("router", router, model.recipe.router.image_size, "difficulty")
+
+
+def graph_sources(model: AtheModel) -> tuple[BranchGraphSource, ...]:
+    """The router, where there is one, and every branch, easiest first."""
+    branches = tuple(build_branch(model, b) for b in model.recipe.branches)
+    return (build_router(model), *branches) if model.router is not None else branches

@@ -1,0 +1,1 @@
+"""The bundle format: manifest, writer (staged, then renamed) and reader (fails closed). Standard library alone."""

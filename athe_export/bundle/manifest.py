@@ -1,0 +1,196 @@
+"""The manifest of a bundle, format version 1; docs/bundle-format.md is its written form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from athe_export.errors import BundleIntegrityError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_DIGEST = "manifest.sha256"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle: path relative to it with forward slashes, what it is for, size in bytes and digest."""
+
+    path: str
+    role: str
+    bytes: int
+    sha256: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph input or output; every dimension is fixed."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph file. `role` is `router` or a branch's name, `precision` int8 or fp32, `mmacs` million
+    multiply-accumulates an image; `float_op_names` lists every op that computes in float as `op_type name`."""
+
+    role: str
+    target: str
+    precision: str
+    file: str
+    bytes: int
+    sha256: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    mmacs: float
+    int8_ops: int
+    float_ops: int
+    float_op_names: tuple[str, ...]
+    xnnpack: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class PruneEntry:
+    """After `after_blocks` blocks, `tokens` patch tokens remain."""
+
+    after_blocks: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class BranchEntry:
+    """A branch, easiest first in the manifest; `head_indices` per block where heads were cut, else None.
+
+    `topped_up` are calibration ids the router sends elsewhere, added because the branch had too few of its own.
+    """
+
+    name: str
+    heads: int
+    prune: tuple[PruneEntry, ...]
+    scorer: str
+    head_indices: tuple[tuple[int, ...], ...] | None
+    calibration_images: int
+    topped_up: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RouterEntry:
+    """Ascending score bounds per target (and `reference`, for torch), one fewer than branches."""
+
+    arch: str
+    image_size: int
+    bounds: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class PreprocessingEntry:
+    """Parameters of `athe_export.preprocessing` and the digest of its golden pattern at `sizes`."""
+
+    source_size: int
+    resize: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sizes: tuple[int, ...]
+    golden_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says of itself. Unknown keys of a newer writer are kept out of the way, not an error."""
+
+    schema_version: int
+    name: str
+    recipe: dict[str, Any]
+    checkpoint: dict[str, Any]
+    dataset: dict[str, Any]
+    calibration: dict[str, Any]
+    tools: dict[str, str]
+    preprocessing: PreprocessingEntry
+    router: RouterEntry | None
+    branches: tuple[BranchEntry, ...]
+    graphs: tuple[GraphEntry, ...]
+    golden: dict[str, Any]
+    gate: dict[str, Any]
+    verdict: str
+    parity: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+    files: tuple[FileEntry, ...] = field(default=())
+
+    def file_of(self, role: str) -> FileEntry | None:
+        return next((f for f in self.files if f.role == role), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
+
+    def to_text(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Reads a manifest.
+
+    Raises:
+        BundleIntegrityError: not JSON, an unknown schema version, or a field missing or of another type.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as err:
+        raise BundleIntegrityError(f"the manifest is not JSON: {err}", where=where, remedy=_AGAIN) from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleIntegrityError(
+            f"the manifest has schema_version {version!r}; this athe-export reads {SCHEMA_VERSION}",
+            where=where,
+            remedy="install the athe-export that wrote the bundle, or build it again with this one",
+        )
+    try:
+        return _as(Manifest, content, "manifest")
+    except (TypeError, KeyError, ValueError) as err:
+        raise BundleIntegrityError(f"the manifest is malformed: {err}", where=where, remedy=_AGAIN) from None
+
+
+_AGAIN = "copy the bundle again from where it was built"
+
+
+def _as(kind: Any, value: Any, where: str) -> Any:
+    """Turns JSON into the annotated type, strictly."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _as(next(a for a in args if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind):
+        return _object(typing.cast(type, kind), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"{where} must be a list")
+        return tuple(_as(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f"{where} must be an object")
+        return {k: _as(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{where} must be {kind.__name__}")
+    return value
+
+
+def _object(cls: type[T], value: Any, where: str) -> T:
+    if not isinstance(value, dict):
+        raise TypeError(f"{where} must be an object")
+    hints, values = typing.get_type_hints(cls), {}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.name in value:
+            values[f.name] = _as(hints[f.name], value[f.name], f"{where}.{f.name}")
+        elif f.default is dataclasses.MISSING:
+            raise KeyError(f"{where}.{f.name} is missing")
+    return cls(**values)

@@ -1,0 +1,127 @@
+"""Opening a bundle: every listed file is checked before its bytes are used, and anything unexpected is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, FileEntry, Manifest, parse_manifest
+from athe_export.errors import BundleIntegrityError, FileProblem
+
+_AGAIN = "copy the bundle again from where it was built, or build it again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its manifest is verified; files are verified when read."""
+
+    path: Path
+    manifest: Manifest
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a listed file.
+
+        Raises:
+            BundleIntegrityError: not listed, missing, or not the bytes that the manifest promises.
+        """
+        entry = next((f for f in self.manifest.files if f.path == name), None)
+        if entry is None:
+            raise BundleIntegrityError(f"{name} is not in the manifest", where=str(self.path), remedy=_AGAIN)
+        content = _content(self.path, entry)
+        if isinstance(content, str):
+            problem = FileProblem(name, content)
+            raise BundleIntegrityError(
+                f"a file of the bundle is {content}: {name}", where=str(self.path), remedy=_AGAIN, files=(problem,)
+            )
+        return content
+
+    def check(self) -> None:
+        """Verifies every file.
+
+        Raises:
+            BundleIntegrityError: lists every file that is changed, missing or extra.
+        """
+        problems = []
+        for entry in self.manifest.files:
+            found = _content(self.path, entry)
+            if isinstance(found, str) and not (found == "missing" and entry.optional):
+                problems.append(FileProblem(entry.path, found))
+        listed = {f.path for f in self.manifest.files} | {MANIFEST, MANIFEST_DIGEST}
+        problems += [FileProblem(p, "extra") for p in _files_below(self.path) if p not in listed]
+        if problems:
+            raise BundleIntegrityError(
+                f"{len(problems)} file(s) are not as the manifest says: "
+                + ", ".join(f"{p.path} {p.problem}" for p in problems),
+                where=str(self.path),
+                remedy=_AGAIN,
+                files=tuple(problems),
+            )
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Opens a bundle and verifies its manifest and the containment of every path in it.
+
+    Raises:
+        BundleIntegrityError: no bundle there, manifest changed or unknown, or a path that leaves the bundle.
+    """
+    if not path.is_dir():
+        raise BundleIntegrityError(
+            "there is no bundle here", where=str(path), remedy="give the folder that holds manifest.json",
+            files=(FileProblem(MANIFEST, "missing"),),
+        )
+    texts = {}
+    for name in (MANIFEST, MANIFEST_DIGEST):
+        try:
+            texts[name] = (path / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise BundleIntegrityError(
+                f"{name} is missing or unreadable", where=str(path), remedy=_AGAIN, files=(FileProblem(name, "missing"),)
+            ) from None
+    manifest = parse_manifest(texts[MANIFEST], str(path / MANIFEST))
+    digest = hashlib.sha256(texts[MANIFEST].encode()).hexdigest()
+    if texts[MANIFEST_DIGEST].split()[:1] != [digest]:
+        raise BundleIntegrityError(
+            f"{MANIFEST} does not match {MANIFEST_DIGEST}",
+            where=str(path),
+            remedy=_AGAIN,
+            files=(FileProblem(MANIFEST, "changed"),),
+        )
+    for entry in [*manifest.files, *(FileEntry(g.file, g.role, g.bytes, g.sha256) for g in manifest.graphs)]:
+        _require_contained(path, entry.path)
+    return Bundle(path, manifest)
+
+
+def _require_contained(bundle: Path, name: str) -> None:
+    pure = PurePosixPath(name)
+    escapes = pure.is_absolute() or ".." in pure.parts or "\\" in name or not name or ":" in name
+    if not escapes:
+        escapes = not (bundle / name).resolve().is_relative_to(bundle.resolve())
+    if escapes:
+        raise BundleIntegrityError(
+            f"a path leaves the bundle: {name!r}",
+            where=str(bundle / MANIFEST),
+            remedy="do not use this bundle; build it again",
+            files=(FileProblem(name, "extra"),),
+        )
+
+
+def _content(bundle: Path, entry: FileEntry) -> bytes | str:
+    """The file's bytes, or the problem with it."""
+    try:
+        content = (bundle / entry.path).read_bytes()
+    except FileNotFoundError:
+        return "missing"
+    except OSError:
+        return "changed"
+    same = len(content) == entry.bytes and hashlib.sha256(content).hexdigest() == entry.sha256
+    return content if same else "changed"
+
+
+def _files_below(folder: Path) -> list[str]:
+    found = []
+    for root, folders, files in os.walk(folder):
+        links = [f for f in folders if (Path(root) / f).is_symlink()]
+        found += [(Path(root) / f).relative_to(folder).as_posix() for f in [*files, *links]]
+    return sorted(found)

@@ -1,0 +1,246 @@
+"""The command line. Verbs parse and print; the work is elsewhere and is imported when asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from athe_export import __version__, console
+from athe_export.dependencies import JOBS, installed_version, require
+from athe_export.errors import AtheExportError, EnvironmentFailure, GateFailed, GateInconclusive, UsageError
+
+app = typer.Typer(
+    name="athe-export",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="An adaptive vision transformer, from a PyTorch checkpoint to a verified int8 bundle for small devices.",
+    epilog="Start with: athe-export build recipes/quickstart.yaml",
+)
+recipes_app = typer.Typer(no_args_is_help=True, help="Shipped recipes: list them, copy one to start from.")
+app.add_typer(recipes_app, name="recipes")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder that holds cifar-100-python/; without it the set is downloaded to the user cache.",
+                 envvar="ATHE_DATA_ROOT"),
+]  # fmt: skip
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=False)]
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.say(f"athe-export {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Examples: athe-export build recipes/quickstart.yaml · athe-export build my.yaml -o out --json")
+def build(
+    recipe: RecipeArgument,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder; default artifacts/bundles/NAME.")] = None,
+    data_root: DataRoot = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to use in place of the recipe's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; write nothing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Build a bundle from a recipe, gate its accuracy, and put it in place only if it passes."""
+    from athe_export.plan import plan_build
+    from athe_export.recipe import load_recipe
+
+    file = load_recipe(recipe)
+    where = output or Path("artifacts/bundles") / file.recipe.name
+    if dry_run:
+        plan = plan_build(file, where, data_root, checkpoint)
+        console.print_json(plan) if as_json else console.print_plan(plan)
+        return
+    require("build bundles")
+    from athe_export.pipeline import run_build
+
+    with console.Watch() as watch:
+        result = run_build(file, where, watch, data_root, checkpoint)
+    if as_json:
+        console.print_json(result.to_json())
+        return
+    console.print_build(result.output, result.manifest, sum(seconds for _, seconds in result.stages))
+
+
+@app.command(epilog="Examples: athe-export verify BUNDLE · athe-export verify BUNDLE --data-root /data --json")
+def verify(
+    bundle: BundleArgument,
+    data_root: Annotated[Path | None, typer.Option(help="Run the parity gate too, on the images below this folder.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Gate on the first N images only.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check every file, run every graph on the golden images and, with data, the parity gate."""
+    from athe_export.verify import verify_bundle
+
+    if limit is not None and data_root is None:
+        raise UsageError("--limit narrows the parity gate", where="--limit", remedy="add --data-root DIR")
+    with console.Watch() as watch:
+        report = verify_bundle(bundle, data_root, limit, watch.progress)
+    console.print_json(report.to_json()) if as_json else console.print_verify(report)
+    if report.verdict == "fail":
+        raise typer.Exit(GateFailed.exit_code)
+    if report.verdict == "inconclusive":
+        raise typer.Exit(GateInconclusive.exit_code)
+
+
+@app.command(epilog="Examples: athe-export inspect BUNDLE · athe-export inspect BUNDLE --json")
+def inspect(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
+    """Show what a bundle holds: router, branches, graphs, shapes, MACs, sizes, int8 and float ops, provenance."""
+    from athe_export.bundle.reader import open_bundle
+
+    opened = open_bundle(bundle)
+    opened.check()
+    console.print_json(opened.manifest.to_json()) if as_json else console.print_manifest(opened.manifest)
+
+
+@app.command(epilog="Examples: athe-export run BUNDLE photo.jpg · athe-export run BUNDLE *.png --branch complex --json")
+def run(
+    bundle: BundleArgument,
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    target: Annotated[str, typer.Option(help="auto or onnx.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, int8 or fp32.")] = "auto",
+    branch: Annotated[str, typer.Option(help="auto (the router decides) or a branch's name.")] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="How many classes to list.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """Classify images with a bundle."""
+    from athe_export.runtime.predictor import Predictor
+
+    predictor = Predictor.load(bundle, target, precision, threads)
+    results: list[dict[str, Any]] = []
+    for image in images:
+        found = predictor.predict(image, branch, top)
+        results.append({"image": str(image), **vars(found), "top": [list(t) for t in found.top], "notes": list(found.notes)})
+    console.print_json({"results": results}) if as_json else console.print_results(results)
+
+
+@app.command(epilog="Examples: athe-export train recipes/quickstart.yaml · athe-export train my.yaml --max-minutes 60")
+def train(
+    recipe: RecipeArgument,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from; what fits is taken.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write; default the recipe's checkpoint.")] = None,
+    data_root: DataRoot = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="End in good order after so long.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a recipe's checkpoint: the dense backbone, the branches jointly, then the router."""
+    from athe_export.recipe import load_recipe
+
+    file = load_recipe(recipe)
+    require("train checkpoints")
+    from athe_export.training.train import train_recipe
+
+    with console.Watch() as watch:
+        result = train_recipe(
+            file, data_root=data_root, init=init, output=output, resume=resume, device=device, max_minutes=max_minutes,
+            command=" ".join(["athe-export", *sys.argv[1:]]), report=watch.line, progress=watch.progress,
+        )  # fmt: skip
+    summary = {"checkpoint": str(result.path), "sha256": result.sha256, "complete": result.complete, "metrics": result.metrics}
+    console.print_json(summary) if as_json else console.print_training(summary)
+
+
+@recipes_app.command("list", epilog="Example: athe-export recipes list")
+def recipes_list(as_json: JsonFlag = False) -> None:
+    """List the shipped recipes."""
+    from athe_export.shipped import shipped_recipes
+
+    found = shipped_recipes()
+    if as_json:
+        console.print_json({"recipes": [{"name": r.name, "path": str(r.path), "summary": r.summary} for r in found]})
+    else:
+        console.print_table(("name", "what it builds"), [(r.name, r.summary) for r in found])
+
+
+@recipes_app.command("copy", epilog="Example: athe-export recipes copy quickstart . && athe-export build recipes/quickstart.yaml")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="As listed.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder to copy into; recipes/, calibration/ and artifacts/ appear there.")] = Path(),
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy a shipped recipe with its calibration set and checkpoint."""
+    from athe_export.shipped import copy_recipe
+
+    copied = copy_recipe(name, folder)
+    if as_json:
+        console.print_json({"copied": [str(p) for p in copied]})
+    else:
+        console.say("\n".join(map(str, copied)) + f"\nnext: athe-export build {copied[0]}")
+
+
+@app.command(epilog="Example: athe-export schema > recipe.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of a recipe."""
+    from athe_export.recipe import recipe_json_schema
+
+    console.print_json(recipe_json_schema())
+
+
+@app.command(epilog="Example: athe-export doctor")
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what is installed, what is missing for which job, and the command that mends it."""
+    modules = sorted({m for job in JOBS for m in job.modules} | {"numpy", "PIL", "yaml", "typer", "rich"})
+    found = {m: installed_version(m) for m in modules}
+    jobs = [{"job": j.name, "ready": not j.missing, "missing": list(j.missing), "remedy": j.remedy} for j in JOBS]
+    root = os.environ.get("ATHE_DATA_ROOT")
+    data = {"data_root": root, "cifar100": bool(root) and (Path(root or "") / "cifar-100-python" / "train").exists()}
+    if as_json:
+        console.print_json({"athe_export": __version__, "python": sys.version.split()[0], "packages": found, "jobs": jobs, **data})
+    else:
+        console.print_doctor(found, jobs, data)
+
+
+def main() -> None:
+    """Entry point: every failure ends in one message and a documented exit code."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    try:
+        result = app(args=arguments, standalone_mode=False)
+    except AtheExportError as error:
+        return _failed(error, as_json)
+    except TyperException as error:
+        return _failed(UsageError(error.format_message(), remedy="athe-export --help lists verbs and options"), as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        console.err.print("interrupted")
+        return 130
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return 0
+        return _failed(EnvironmentFailure(str(error.strerror or error), where=error.filename), as_json)
+    except Exception as error:
+        if os.environ.get("ATHE_DEBUG"):
+            raise
+        remedy = "this is our bug: please report it with the output of ATHE_DEBUG=1"
+        return _failed(AtheExportError(f"{type(error).__name__}: {error}", remedy=remedy), as_json)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(error: AtheExportError, as_json: bool) -> int:
+    console.print_error(error, as_json)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What a person sees: progress, tables, one-message errors. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from athe_export.bundle.manifest import Manifest
+from athe_export.errors import AtheExportError
+from athe_export.report.rows import COLUMNS, table
+
+if TYPE_CHECKING:  # verify pulls in an engine, which most verbs do without
+    from athe_export.verify import VerifyReport
+
+out = Console(soft_wrap=False)
+err = Console(stderr=True)
+
+
+class Watch:
+    """Live progress on a terminal, plain lines elsewhere; use as a context manager."""
+
+    def __init__(self) -> None:
+        self._live = err.is_terminal
+        self._stage = ""
+        self._shown: tuple[str, int] = ("", -1)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=err, transient=True)
+        self._task: Any = None
+
+    def __enter__(self) -> Watch:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def stage(self, name: str) -> None:
+        """A new stage begins."""
+        self._stage = name
+        err.print(f"[bold]{escape(name)}[/bold]" if self._live else name, highlight=False)
+        self._drop_task()
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """`done` of `total` in a step of the current stage."""
+        if not self._live:
+            tenth = 10 * done // max(1, total)
+            if (step, tenth) != self._shown and tenth in (5, 10):
+                err.print(f"  {step}: {done}/{total}", highlight=False)
+            self._shown = (step, tenth)
+            return
+        if self._task is None or self._shown[0] != step:
+            self._drop_task()
+            self._task = self._progress.add_task(f"  {step}", total=total)
+            self._shown = (step, 0)
+        self._progress.update(self._task, completed=done, total=total)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        err.print(text, highlight=False, markup=False)
+
+    def _drop_task(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The one document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], title: str = "") -> None:
+    grid = Table(title=title or None, title_justify="left")
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*map(escape, row))
+    (out if out.is_terminal else Console(width=160)).print(grid)
+
+
+def say(text: str) -> None:
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_error(error: AtheExportError, as_json: bool) -> None:
+    """What, where, what next; on stdout too where JSON was asked for."""
+    if as_json:
+        print_json({"error": error.to_json()})
+    lines = [f"error: {error.what}"]
+    lines += [f"  at: {error.where}"] if error.where else []
+    lines += [f"  next: {error.remedy}"] if error.remedy else []
+    err.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def print_build(output: Path, manifest: Manifest, seconds: float) -> None:
+    """The table that ends a build, and what to do next."""
+    for note in manifest.notes:
+        say(f"note: {note}")
+    print_table(COLUMNS, table(manifest), f"{manifest.name}: {manifest.verdict}")
+    say(f"built {output} in {seconds:.0f} s\n\nnext:")
+    say(f"  athe-export inspect {output}\n  athe-export verify {output}\n  athe-export run {output} photo.jpg")
+
+
+def print_manifest(manifest: Manifest) -> None:
+    print_table(COLUMNS, table(manifest), f"{manifest.name}: {manifest.verdict}")
+    rows = []
+    for g in manifest.graphs:
+        shapes = f"{list(g.inputs[0].shape)} → {list(g.outputs[0].shape)}"
+        rows.append((g.target, g.role, g.precision, shapes, str(g.int8_ops), str(g.float_ops), g.sha256[:12]))
+    print_table(("target", "role", "precision", "shapes", "int8 ops", "float ops", "sha256"), rows)
+    if manifest.router:
+        bounds = ", ".join(f"{t}: {', '.join(f'{b:.4f}' for b in bs)}" for t, bs in manifest.router.bounds.items())
+        say(f"router {manifest.router.arch} at {manifest.router.image_size} px, score bounds {bounds}")
+    checkpoint = manifest.checkpoint["sha256"] or "untrained"
+    say(f"checkpoint {checkpoint}\nrecipe {manifest.recipe['sha256']}\ndataset {manifest.dataset['name']}")
+    say("tools " + ", ".join(f"{k} {v}" for k, v in manifest.tools.items()))
+    for note in manifest.notes:
+        say(f"note: {note}")
+
+
+def print_verify(report: VerifyReport) -> None:
+    rows = [
+        (g.target, g.role, g.precision, "yes" if g.same_top1 else "NO", "yes" if g.bit_equal else "no",
+         f"{g.max_abs_diff:.2g}", f"{g.tolerance:g}", "pass" if g.passed else "FAIL")
+        for g in report.golden
+    ]  # fmt: skip
+    columns = ("target", "role", "precision", "same answers", "bit equal", "largest difference", "allowed", "golden")
+    print_table(columns, rows)
+    for target, why in report.not_run.items():
+        say(f"not run: {target}: {why}")
+    if report.parity:
+        say(f"parity on {report.parity.images} images: {report.parity.verdict}")
+        for limit in report.parity.limits:
+            say(f"  {limit.said()}")
+    say(f"verdict: {report.verdict}")
+
+
+def print_results(results: list[dict[str, Any]]) -> None:
+    rows = []
+    for r in results:
+        score = "" if r["router_score"] is None else f"{r['router_score']:.3f}"
+        best = ", ".join(f"{label} {100 * p:.0f}%" for label, p in r["top"][1:])
+        rows.append((r["image"], r["label"], f"{100 * r['probability']:.1f}%", r["branch"], score, f"{r['ms']:.1f}", best))
+    print_table(("image", "label", "probability", "branch", "router score", "ms", "then"), rows)
+    for r in results:
+        for note in r["notes"]:
+            say(f"note: {r['image']}: {note}")
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    for key in ("name", "recipe", "output", "checkpoint", "dataset", "data_root", "calibration_images"):
+        say(f"{key.replace('_', ' ')}: {plan[key]}")
+    for branch in plan["branches"]:
+        tokens = " → ".join(map(str, branch["tokens"]))
+        say(f"branch {branch['name']}: {tokens} of {branch['of']} patch tokens, {branch['heads']} head(s)")
+    say("stages: " + ", ".join(plan["stages"]) + ("" if plan["gated"] else "\nnot gated: the weights are untrained"))
+    say("nothing was written")
+
+
+def print_training(summary: dict[str, Any]) -> None:
+    top1 = summary["metrics"].get("top1") or {}
+    print_table(("path", "test top-1"), [(name, f"{100 * value:.2f}%") for name, value in top1.items()])
+    say(f"{summary['checkpoint']}\nsha256 {summary['sha256']}")
+    if not summary["complete"]:
+        say("stopped before the plan's end; continue with --resume")
+
+
+def print_doctor(packages: dict[str, str | None], jobs: list[dict[str, Any]], data: dict[str, Any]) -> None:
+    print_table(("package", "version"), [(name, found or "not installed") for name, found in packages.items()])
+    for job in jobs:
+        say(f"{job['job']}: " + ("ready" if job["ready"] else f"missing {', '.join(job['missing'])}: {job['remedy']}"))
+    if data["data_root"]:
+        say(f"ATHE_DATA_ROOT {data['data_root']}: " + ("CIFAR-100 found" if data["cifar100"] else "no cifar-100-python/train there"))
+    else:
+        say("ATHE_DATA_ROOT is not set: CIFAR-100 would be downloaded to the user cache")

@@ -1,0 +1,49 @@
+"""Which optional packages each job needs, whether they are here, and the command that installs them."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from athe_export.errors import MissingDependency
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something a user wants to do: the import names it needs and the extra that brings them."""
+
+    name: str
+    modules: tuple[str, ...]
+    extra: str
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return tuple(m for m in self.modules if importlib.util.find_spec(m) is None)
+
+    @property
+    def remedy(self) -> str:
+        return f'pip install "athe-export[{self.extra}]"'
+
+
+JOBS = (
+    Job("run and verify bundles", ("onnxruntime",), "onnx"),
+    Job("build bundles", ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "safetensors", "filelock"), "build"),
+    Job("train checkpoints", ("torch", "safetensors"), "build"),
+)
+_DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+
+
+def require(name: str) -> None:
+    """Raises MissingDependency where a package that the job needs is absent."""
+    job = next(j for j in JOBS if j.name == name)
+    if job.missing:
+        raise MissingDependency(f"to {name}, these packages are missing: {', '.join(job.missing)}", remedy=job.remedy)
+
+
+def installed_version(module: str) -> str | None:
+    """Version of the distribution behind an import name; None where absent."""
+    try:
+        return version(_DISTRIBUTIONS.get(module, module))
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,56 @@
+"""What a build would do, from the recipe alone: nothing is written, downloaded or traced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from athe_export.data.calibration import read_calibration_set
+from athe_export.errors import CheckpointError
+from athe_export.recipe import RecipeFile
+
+
+def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoint: Path | None) -> dict[str, Any]:
+    """The plan as JSON.
+
+    Raises:
+        CheckpointError, CalibrationError: a file that the build needs is missing or malformed.
+    """
+    recipe = file.recipe
+    weights = checkpoint or (file.resolve(recipe.checkpoint.path) if recipe.checkpoint.path else None)
+    if weights is not None and not weights.is_file():
+        raise CheckpointError(
+            "there is no such checkpoint",
+            where=str(weights),
+            remedy="correct checkpoint.path in the recipe, pass --checkpoint, or train it: athe-export train RECIPE",
+        )
+    calibration = read_calibration_set(file.resolve(recipe.data.calibration))
+    roles = [*(["router"] if recipe.router else []), *(b.name for b in recipe.branches)]
+    stages = ["data", "checkpoint", "routing"]
+    for role in roles:
+        stages += [f"export {role}", *([] if role == "router" else [f"quantize {role}"])]
+    gated = weights is not None
+    stages += ["golden", *(["reference", "parity"] if gated else []), "verify"]
+    return {
+        "name": recipe.name,
+        "recipe": str(file.path),
+        "output": str(output),
+        "replaces_a_bundle": (output / "manifest.json").exists(),
+        "checkpoint": str(weights) if weights else f"random weights of seed {recipe.checkpoint.random_seed}",
+        "gated": gated,
+        "dataset": recipe.data.dataset,
+        "data_root": str(data_root) if data_root else None,
+        "calibration_images": len(calibration.ids),
+        "gate": {"split": recipe.data.gate.split, "limit": recipe.data.gate.limit},
+        "branches": [
+            {
+                "name": b.name,
+                "tokens": [k for _, k in b.kept_tokens(recipe.model)] or [recipe.model.patches],
+                "of": recipe.model.patches,
+                "heads": b.heads,
+            }
+            for b in recipe.branches
+        ],
+        "targets": {"onnx": {"opset": recipe.targets.onnx.opset, "scheme": recipe.targets.onnx.quantize.scheme}},
+        "stages": stages,
+    }

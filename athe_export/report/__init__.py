@@ -1,0 +1,1 @@
+"""Reports for people: one HTML page a bundle, self-contained."""

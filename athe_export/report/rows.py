@@ -1,0 +1,69 @@
+"""The table every output shows: one row a branch, from the manifest alone."""
+
+from __future__ import annotations
+
+from athe_export.bundle.manifest import GraphEntry, Manifest
+
+COLUMNS = (
+    "target",
+    "branch",
+    "tokens kept",
+    "heads",
+    "MMACs",
+    "bytes",
+    "fp32 top-1",
+    "int8 top-1",
+    "agreement",
+    "share routed",
+    "verdict",
+)
+
+
+def table(manifest: Manifest) -> list[tuple[str, ...]]:
+    """Rows under COLUMNS: the router, each branch on the images routed to it, and the routed whole, per target."""
+    rows = []
+    for target in dict.fromkeys(g.target for g in manifest.graphs):
+        graphs = {g.role: g for g in manifest.graphs if g.target == target}
+        found = ((manifest.parity or {}).get("targets") or {}).get(target)
+        if "router" in graphs:
+            rows.append(_row(graphs["router"], target, "router"))
+        for branch in manifest.branches:
+            kept = " → ".join(str(p.tokens) for p in branch.prune) or "all"
+            of = found["branches"][branch.name] if found else {}
+            share = found["share"][branch.name] if found else None
+            rows.append(_row(graphs[branch.name], target, branch.name, kept, str(branch.heads), of, share))
+        rows.append(_routed(manifest, target, found, list(graphs.values())))
+    return rows
+
+
+def _row(
+    graph: GraphEntry,
+    target: str,
+    name: str,
+    kept: str = "",
+    heads: str = "",
+    of: dict[str, float | None] | None = None,
+    share: float | None = None,
+) -> tuple[str, ...]:
+    of = of or {}
+    size, mmacs = f"{graph.bytes:,}", f"{graph.mmacs:.1f}"
+    top = [percent(of.get("reference_top1")), percent(of.get("top1")), percent(of.get("agreement"))]
+    return (target, f"{name} {graph.precision}", kept, heads, mmacs, size, *top, percent(share), "")
+
+
+def _routed(
+    manifest: Manifest, target: str, found: dict[str, float] | None, graphs: list[GraphEntry]
+) -> tuple[str, ...]:
+    size = f"{sum(g.bytes for g in graphs):,}"
+    if not found or not manifest.parity:
+        return (target, "routed", "", "", "", size, "", "", "", "", manifest.verdict)
+    reference = percent(manifest.parity["reference"]["top1"])
+    shares = {b.name: manifest.parity["targets"][target]["share"][b.name] for b in manifest.branches}
+    by_role = {g.role: g.mmacs for g in graphs}
+    mmacs = by_role.get("router", 0.0) + sum(by_role[name] * share for name, share in shares.items())
+    top = [reference, percent(found["top1"]), percent(found["agreement"])]
+    return (target, "routed", "", "", f"{mmacs:.1f}", size, *top, "100.0%", manifest.verdict)
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"

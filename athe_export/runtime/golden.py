@@ -1,0 +1,113 @@
+"""Golden images: what every graph answered where the bundle was built, checked again wherever it arrives."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from athe_export.bundle.manifest import Manifest
+from athe_export.bundle.reader import Bundle
+from athe_export.errors import BundleIntegrityError
+from athe_export.preprocessing import Pixels
+from athe_export.runtime.predictor import open_session, preprocessing_of, unavailable
+from athe_export.runtime.routing import RouterPolicy
+
+# Largest difference of an output that another machine may show. int8 graphs have float ops between integer ones, so
+# one rounding can fall the other way there; fp32 differs by summation order alone.
+TOLERANCE = {"int8": 0.1, "fp32": 1e-3}
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """One graph on the golden images: same decision on all, bit-equal outputs, largest absolute difference."""
+
+    target: str
+    role: str
+    precision: str
+    same_top1: bool
+    bit_equal: bool
+    max_abs_diff: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.same_top1 and self.max_abs_diff <= self.tolerance
+
+
+def key(target: str, role: str, precision: str) -> str:
+    """Name of a graph's stored outputs in golden.npz."""
+    return f"{target}/{role}/{precision}"
+
+
+def golden_outputs(bundle: Bundle, target: str, images: list[Pixels]) -> dict[str, npt.NDArray[np.float32]]:
+    """Outputs of every graph of a target on source images, keyed as stored, [n, ...]."""
+    outputs = {}
+    preprocessing = preprocessing_of(bundle.manifest)
+    for entry in (g for g in bundle.manifest.graphs if g.target == target):
+        session, size = open_session(bundle, entry), entry.inputs[0].shape[-1]
+        rows = [session.run(preprocessing.tensor(image, size)).reshape(-1) for image in images]
+        outputs[key(target, entry.role, entry.precision)] = np.stack(rows)
+    return outputs
+
+
+def golden_bytes(images: list[Pixels], outputs: dict[str, npt.NDArray[np.float32]]) -> bytes:
+    """golden.npz: `images` uint8 [n, s, s, 3] and one array a graph."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=np.stack(images), **outputs)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def read_golden(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of golden.npz; never unpickles.
+
+    Raises:
+        BundleIntegrityError: absent or not such a file.
+    """
+    entry = bundle.manifest.file_of("golden")
+    if entry is None:
+        raise BundleIntegrityError("the manifest names no golden images", where=str(bundle.path))
+    try:
+        with np.load(io.BytesIO(bundle.read(entry.path)), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError) as err:
+        raise BundleIntegrityError(f"golden images are unreadable: {err}", where=entry.path) from None
+
+
+def check_golden(bundle: Bundle) -> tuple[tuple[GoldenResult, ...], dict[str, str]]:
+    """Runs every graph that can run here on the golden images.
+
+    Returns:
+        Results, and the targets that were not run with the reason.
+    """
+    stored = read_golden(bundle)
+    images = list(stored["images"])
+    targets = tuple(dict.fromkeys(g.target for g in bundle.manifest.graphs))
+    missing = dict(unavailable(targets))
+    results: list[GoldenResult] = []
+    for target in targets:
+        if target in missing:
+            continue
+        for name, found in golden_outputs(bundle, target, images).items():
+            if name not in stored:
+                raise BundleIntegrityError(f"golden outputs of {name} are absent", where=str(bundle.path))
+            results.append(_compare(bundle.manifest, name, stored[name], found))
+    return tuple(results), missing
+
+
+def _compare(
+    manifest: Manifest, name: str, expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]
+) -> GoldenResult:
+    target, role, precision = name.split("/")
+    if role == "router":
+        assert manifest.router is not None
+        policy = RouterPolicy(manifest.router.bounds[target])
+        same = np.array_equal(policy.branches_of(expected[:, 0]), policy.branches_of(found[:, 0]))
+    else:
+        same = np.array_equal(expected.argmax(-1), found.argmax(-1))
+    difference = float(np.abs(expected - found).max())
+    tolerance = float(manifest.golden["tolerance"][precision])
+    return GoldenResult(target, role, precision, bool(same), np.array_equal(expected, found), difference, tolerance)

@@ -1,0 +1,62 @@
+"""One fixed-shape ONNX graph in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import numpy.typing as npt
+
+from athe_export.errors import BundleIntegrityError, MissingDependency, UsageError
+from athe_export.preprocessing import Tensor
+
+REMEDY = 'pip install "athe-export[onnx]"'
+
+
+def onnxruntime_available() -> bool:
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+class OnnxSession:
+    """Runs a graph with one input and one output.
+
+    Args:
+        model: the serialised graph.
+        threads: intra-op threads.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+        BundleIntegrityError: ONNX Runtime cannot load the graph.
+    """
+
+    def __init__(self, model: bytes, threads: int = 1) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise MissingDependency("onnxruntime is not installed", where="target onnx", remedy=REMEDY) from None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as err:  # onnxruntime raises pybind types of its own
+            raise BundleIntegrityError(
+                f"ONNX Runtime {ort.__version__} cannot load the graph: {str(err).splitlines()[0]}",
+                remedy="upgrade onnxruntime to the version in the manifest's tools, or build the bundle again",
+            ) from err
+        self._input = self._session.get_inputs()[0]
+
+    def run(self, image: Tensor) -> npt.NDArray[np.float32]:
+        """Output of float32 [1, 3, size, size].
+
+        Raises:
+            UsageError: another shape or dtype than the graph's.
+        """
+        if list(image.shape) != list(self._input.shape) or image.dtype != np.float32:
+            raise UsageError(
+                f"the graph takes float32 {self._input.shape}, not {image.dtype} {list(image.shape)}",
+                remedy="preprocess with athe_export.preprocessing and the manifest's parameters",
+            )
+        output: npt.NDArray[np.float32] = self._session.run(None, {self._input.name: image})[0]
+        return output

@@ -1,0 +1,208 @@
+"""`Predictor.load(bundle).predict(image)`: the routed system on the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from athe_export.bundle.manifest import GraphEntry, Manifest
+from athe_export.bundle.reader import Bundle, open_bundle
+from athe_export.errors import BundleIntegrityError, MissingDependency, UsageError
+from athe_export.preprocessing import Pixels, Preprocessing, read_photo
+from athe_export.runtime.onnx_session import REMEDY, OnnxSession, onnxruntime_available
+from athe_export.runtime.routing import RouterPolicy
+
+Logits = npt.NDArray[np.float32]
+
+
+class Session(Protocol):
+    """What every engine offers: one input, one output, fixed shapes."""
+
+    def run(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One routed inference: logits float32 [classes], the branch that gave them, the difficulty (None: no router)."""
+
+    logits: Logits
+    branch: str
+    router_score: float | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A classified image; `top` are (label, probability) best first, `ms` is wall time from pixels to label."""
+
+    label: str
+    probability: float
+    branch: str
+    router_score: float | None
+    ms: float
+    top: tuple[tuple[str, float], ...]
+    notes: tuple[str, ...] = ()
+
+
+def open_session(bundle: Bundle, entry: GraphEntry, threads: int = 1) -> Session:
+    """The engine's session of one graph, its bytes checked against the manifest.
+
+    Raises:
+        BundleIntegrityError: the file is not what the manifest promises, or the engine cannot load it.
+        MissingDependency: the engine is not installed.
+    """
+    return OnnxSession(bundle.read(entry.file), threads)
+
+
+class RoutedGraphs:
+    """The sessions of one target and the policy between them; graphs are opened on first use."""
+
+    def __init__(self, bundle: Bundle, target: str, precision: str = "auto", threads: int = 1) -> None:
+        self._bundle, self._threads = bundle, threads
+        self._entries = _choose(bundle.manifest, target, precision)
+        self._sessions: dict[str, Session] = {}
+        router = bundle.manifest.router
+        self._policy = RouterPolicy(router.bounds[target]) if router else None
+        self.branches = tuple(b.name for b in bundle.manifest.branches)
+
+    def session(self, role: str) -> Session:
+        """The session of `router` or a branch.
+
+        Raises:
+            BundleIntegrityError: its file is not what the manifest promises.
+        """
+        if role not in self._sessions:
+            self._sessions[role] = open_session(self._bundle, self._entries[role], self._threads)
+        return self._sessions[role]
+
+    def answer(self, source: Pixels, preprocessing: Preprocessing, branch: str = "auto") -> Answer:
+        """Routes and classifies one image at source size, uint8 [s, s, 3]."""
+        score: float | None = None
+        if self._policy is not None:
+            size = self._entries["router"].inputs[0].shape[-1]
+            score = float(self.session("router").run(preprocessing.tensor(source, size)).reshape(-1)[0])
+        if branch == "auto":
+            branch = self.branches[self._policy.branch_of(score) if self._policy and score is not None else 0]
+        size = self._entries[branch].inputs[0].shape[-1]
+        logits = self.session(branch).run(preprocessing.tensor(source, size)).reshape(-1)
+        return Answer(logits, branch, score)
+
+
+class Predictor:
+    """Classifies images with a bundle; needs numpy, Pillow and one engine."""
+
+    def __init__(self, bundle: Bundle, target: str = "auto", precision: str = "auto", threads: int = 1) -> None:
+        self.bundle = bundle
+        self.target = resolve_target(bundle.manifest, target)
+        self.preprocessing = preprocessing_of(bundle.manifest)
+        self.graphs = RoutedGraphs(bundle, self.target, precision, threads)
+        self.labels = labels_of(bundle)
+
+    @classmethod
+    def load(cls, path: Path | str, target: str = "auto", precision: str = "auto", threads: int = 1) -> Predictor:
+        """Opens a bundle folder.
+
+        Raises:
+            BundleIntegrityError, MissingDependency, UsageError.
+        """
+        return cls(open_bundle(Path(path)), target, precision, threads)
+
+    def predict(self, image: Path | str | Pixels, branch: str = "auto", top: int = 5) -> Prediction:
+        """Classifies an image file, or RGB pixels uint8 [height, width, 3] of any size.
+
+        Raises:
+            ImageError: the file is not a usable image.
+            UsageError: there is no such branch, or the array is not RGB uint8.
+        """
+        if branch != "auto" and branch not in self.graphs.branches:
+            raise UsageError(
+                f"there is no branch {branch!r}", where="--branch", remedy="use auto, " + ", ".join(self.graphs.branches)
+            )
+        notes: tuple[str, ...] = ()
+        start = time.perf_counter()
+        if isinstance(image, np.ndarray):
+            pixels = _checked(image)
+        else:
+            photo = read_photo(Path(image))
+            pixels, notes = photo.pixels, photo.notes
+        answer = self.graphs.answer(self.preprocessing.source(pixels), self.preprocessing, branch)
+        ms = (time.perf_counter() - start) * 1e3
+        shifted = np.exp(answer.logits - answer.logits.max())
+        probability = shifted / shifted.sum()
+        best = np.argsort(-probability, kind="stable")[:top]
+        ranked = tuple((self.labels[i], float(probability[i])) for i in best)
+        first = int(answer.logits.argmax())
+        return Prediction(
+            self.labels[first], float(probability[first]), answer.branch, answer.router_score, ms, ranked, notes
+        )
+
+
+def preprocessing_of(manifest: Manifest) -> Preprocessing:
+    p = manifest.preprocessing
+    return Preprocessing(p.source_size, p.resize, p.mean, p.std)
+
+
+def labels_of(bundle: Bundle) -> tuple[str, ...]:
+    entry = bundle.manifest.file_of("labels")
+    if entry is None:
+        raise BundleIntegrityError("the manifest names no labels", where=str(bundle.path))
+    return tuple(bundle.read(entry.path).decode().split("\n")[:-1])
+
+
+def resolve_target(manifest: Manifest, target: str) -> str:
+    """The target to run: the one asked for, or the first of the bundle that is installed here.
+
+    Raises:
+        UsageError: the bundle has no such target.
+        MissingDependency: its engine is not installed.
+    """
+    present = tuple(dict.fromkeys(g.target for g in manifest.graphs))
+    if target != "auto" and target not in present:
+        raise UsageError(f"the bundle has no target {target!r}", where="--target", remedy="use " + ", ".join(present))
+    wanted = present if target == "auto" else (target,)
+    if why := unavailable(wanted):
+        first = next(iter(why.items()))
+        if len(why) == len(wanted):
+            raise MissingDependency(f"target {first[0]} cannot run: {first[1]}", where="this environment", remedy=REMEDY)
+    return next(t for t in wanted if t not in why)
+
+
+def unavailable(targets: tuple[str, ...]) -> Mapping[str, str]:
+    """Targets that cannot run here, with the reason."""
+    reasons: dict[str, str] = {}
+    for target in targets:
+        if target != "onnx":
+            reasons[target] = f"this athe-export has no runtime for {target}"
+        elif not onnxruntime_available():
+            reasons[target] = "onnxruntime is not installed"
+    return reasons
+
+
+def _choose(manifest: Manifest, target: str, precision: str) -> dict[str, GraphEntry]:
+    """One graph per role: the precision asked for, `auto` preferring int8; a router of one precision serves both."""
+    chosen: dict[str, GraphEntry] = {}
+    for role in [*(["router"] if manifest.router else []), *(b.name for b in manifest.branches)]:
+        found = {g.precision: g for g in manifest.graphs if g.target == target and g.role == role}
+        wanted = [precision] if precision != "auto" else ["int8", "fp32"]
+        if role == "router":
+            wanted += ["fp32", "int8"]
+        entry = next((found[p] for p in wanted if p in found), None)
+        if entry is None:
+            raise UsageError(
+                f"the bundle has no {precision} graph of {role} for {target}",
+                where="--precision",
+                remedy="use " + ", ".join(found) if found else "build the bundle again",
+            )
+        chosen[role] = entry
+    return chosen
+
+
+def _checked(image: npt.NDArray[Any]) -> Pixels:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(f"pixels must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+    return image

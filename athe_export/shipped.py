@@ -1,0 +1,59 @@
+"""The recipes that travel with the package, and copying one with all the files it names."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from athe_export.errors import EnvironmentFailure, UsageError
+from athe_export.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe file and the first line of its comment."""
+
+    path: Path
+    summary: str
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def root() -> Path:
+    """The folder that holds recipes/, calibration/ and artifacts/: inside the wheel, or the checkout itself."""
+    packaged = Path(__file__).parent / "shipped"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent
+
+
+def shipped_recipes() -> tuple[ShippedRecipe, ...]:
+    found = sorted((root() / "recipes").glob("*.yaml"))
+    return tuple(ShippedRecipe(p, p.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")) for p in found)
+
+
+def copy_recipe(name: str, folder: Path) -> tuple[Path, ...]:
+    """Copies a recipe, its calibration set and its checkpoint below `folder`, laid out as the recipe's paths expect.
+
+    Raises:
+        UsageError: no such recipe.
+        EnvironmentFailure: a file is there already; nothing is written then.
+    """
+    recipes = {r.name: r for r in shipped_recipes()}
+    if name not in recipes:
+        raise UsageError(f"there is no shipped recipe {name!r}", remedy="choose one of: " + ", ".join(recipes))
+    file = load_recipe(recipes[name].path)
+    sources = [file.path, *(p for p in map(file.resolve, _named_files(file.recipe)) if p.exists())]
+    pairs = [(source, folder / source.relative_to(root().resolve())) for source in sources]
+    for _, copy in pairs:
+        if copy.exists():
+            raise EnvironmentFailure("is there already; it is not overwritten", where=str(copy), remedy="copy elsewhere")
+    for source, copy in pairs:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+    return tuple(copy for _, copy in pairs)
+
+
+def _named_files(recipe: Recipe) -> list[str]:
+    return [recipe.data.calibration, *([recipe.checkpoint.path] if recipe.checkpoint.path else [])]

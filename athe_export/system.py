@@ -1,0 +1,143 @@
+"""Recipe + checkpoint + calibration images -> the routed torch system that is exported and referred to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from athe_export.branches import BranchGraphSource, graph_sources
+from athe_export.data.calibration import BranchShare, CalibrationSet, split_by_branch
+from athe_export.data.source import Dataset, Progress, require_split
+from athe_export.model.athe import AtheModel
+from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
+from athe_export.model.heads import head_importance, rank_heads
+from athe_export.preprocessing import Pixels, Preprocessing, Tensor
+from athe_export.recipe import Recipe, RecipeFile
+from athe_export.reference import TorchReference
+from athe_export.runtime.routing import RouterPolicy, policy_for_drop, policy_for_share
+
+HOLDOUT = "holdout"
+
+
+@dataclass(frozen=True)
+class System:
+    """The model, its fixed-shape modules, and what of the checkpoint was used; `notes` name what was made up for."""
+
+    model: AtheModel
+    sources: tuple[BranchGraphSource, ...]
+    checkpoint_sha256: str | None
+    trained: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Calibration images at source size, in the order of the set's ids."""
+
+    found: CalibrationSet
+    sources: tuple[Pixels, ...]
+    preprocessing: Preprocessing
+
+    def tensors(self, share: BranchShare | None, size: int) -> Iterator[Tensor]:
+        """Streams a branch's images (all of them without a share) as float32 [1, 3, size, size]."""
+        positions = range(len(self.sources)) if share is None else share.positions
+        return (self.preprocessing.tensor(self.sources[p], size) for p in positions)
+
+
+def load_system(file: RecipeFile, images: CalibrationImages, seed: int | None, path: str | None) -> System:
+    """Loads the weights, ranks the heads where the checkpoint does not, and cuts every branch out.
+
+    Args:
+        seed: of random weights, where the recipe asks for untrained ones.
+        path: the checkpoint file otherwise.
+
+    Raises:
+        CheckpointError: the file is unusable or does not fit.
+    """
+    recipe = file.recipe
+    if path is None:
+        assert seed is not None
+        checkpoint, where = random_checkpoint(recipe, seed), f"random weights of seed {seed}"
+    else:
+        resolved = file.resolve(path)
+        expected = recipe.checkpoint.sha256 if path == recipe.checkpoint.path else None
+        checkpoint, where = read_checkpoint(resolved, expected), str(resolved)
+    model, unused = build_model(recipe, checkpoint, where)
+    notes = [f"checkpoint tensors without a use in this recipe: {', '.join(unused)}"] if unused else []
+    if model.head_rank is None and any(b.heads < recipe.model.heads for b in recipe.branches):
+        batches = (torch.from_numpy(t) for t in images.tensors(None, recipe.model.image_size))
+        model.head_rank = rank_heads(head_importance(model.backbone, batches))
+        notes.append(f"the checkpoint holds no head rank; it was measured on {len(images.sources)} calibration images")
+    if not checkpoint.trained:
+        notes.append("untrained weights: shapes and speed only, accuracy means nothing")
+    return System(model, graph_sources(model), checkpoint.sha256, checkpoint.trained, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The reference's policy and each branch's calibration images; `notes` name top-ups and stand-ins."""
+
+    policy: RouterPolicy | None
+    shares: tuple[BranchShare, ...]
+    notes: tuple[str, ...]
+
+
+def fit_routing(
+    file: RecipeFile,
+    system: System,
+    reference: TorchReference,
+    images: CalibrationImages,
+    dataset: Dataset,
+    progress: Progress,
+) -> Routing:
+    """Fixes the router's bounds and splits the calibration set by them.
+
+    Bounds stated as a trade-off are fitted on the held-out split (`max_drop_pp`) or on calibration scores
+    (`share_simple`, and untrained weights, whose scores mean nothing).
+
+    Raises:
+        RecipeError: max_drop_pp on a dataset without a held-out split.
+        CalibrationError: a branch gets no calibration image.
+    """
+    recipe, names = file.recipe, tuple(b.name for b in file.recipe.branches)
+    everything = BranchShare(tuple(range(len(images.sources))), ())
+    if recipe.router is None:
+        return Routing(None, (everything,), ())
+    scores = np.concatenate([reference.outputs([s])[1] for s in images.sources])
+    notes: list[str] = []
+    policy = _policy(recipe, system, reference, dataset, scores, notes, progress)
+    path = file.resolve(recipe.data.calibration)
+    shares = split_by_branch(images.found, scores, policy.branches_of(scores), names, path)
+    for name, share in zip(names, shares, strict=True):
+        if share.topped_up:
+            ids = ", ".join(map(str, share.topped_up))
+            notes.append(f"branch {name} has too few calibration images of its own; topped up with ids {ids}")
+    return Routing(policy, shares, tuple(notes))
+
+
+def _policy(
+    recipe: Recipe,
+    system: System,
+    reference: TorchReference,
+    dataset: Dataset,
+    scores: np.ndarray[tuple[int], np.dtype[np.float32]],
+    notes: list[str],
+    progress: Progress,
+) -> RouterPolicy:
+    assert recipe.router is not None
+    threshold, branches = recipe.router.threshold, len(recipe.branches)
+    if threshold.fixed is not None:
+        return RouterPolicy(threshold.fixed)
+    if not system.trained:
+        notes.append("router bounds split the calibration scores evenly, since the weights are untrained")
+        return policy_for_share(scores, 1 / branches, branches)
+    if threshold.share_simple is not None:
+        return policy_for_share(scores, threshold.share_simple, branches)
+    assert threshold.max_drop_pp is not None
+    require_split(dataset, HOLDOUT, "router.threshold.max_drop_pp")
+    held = reference.run(dataset, HOLDOUT, np.arange(dataset.size(HOLDOUT)), progress)
+    correct = (held.answers() == held.labels).T
+    return policy_for_drop(held.scores, correct, threshold.max_drop_pp)

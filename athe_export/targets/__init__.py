@@ -1,0 +1,1 @@
+"""One package per deployment target; targets never import each other."""

@@ -1,0 +1,89 @@
+"""torch module -> fp32 ONNX graph, by torch.export, held against torch on real images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from athe_export.branches import BranchGraphSource
+from athe_export.errors import ExportError
+from athe_export.preprocessing import Tensor
+from athe_export.runtime.onnx_session import OnnxSession
+from athe_export.targets.onnx.graph import OnnxGraph, count_mmacs, require_static
+
+MAX_ERROR = 1e-4
+
+
+def export(source: BranchGraphSource, opset: int, images: tuple[Tensor, ...]) -> OnnxGraph:
+    """Traces `source` at batch 1.
+
+    Args:
+        source: the module and its role.
+        opset: ONNX opset.
+        images: real preprocessed images, float32 [1, 3, size, size], for the check against torch.
+
+    Raises:
+        ExportError: torch cannot export it, or a postcondition does not hold: fixed shapes, no control flow, every
+            node named, outputs within 1e-4 of torch on `images`.
+    """
+    example = torch.zeros(1, 3, source.image_size, source.image_size)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                source.module,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=[source.output],
+                verbose=False,
+            )
+    except Exception as err:  # the exporter raises many kinds; all of them mean the same to the user
+        raise ExportError(
+            f"torch cannot export it at opset {opset}: {str(err).splitlines()[0]}",
+            where=source.role,
+            remedy="try targets.onnx.opset: 20; if that fails too, please report it with the recipe",
+        ) from err
+    assert program is not None
+    model = program.model_proto
+    if next(o.version for o in model.opset_import if o.domain == "") != opset:
+        raise ExportError(f"the graph is not at opset {opset}", where=source.role, remedy="try targets.onnx.opset: 20")
+    require_static(model, f"export of {source.role}")
+    graph = OnnxGraph(source.role, "fp32", model, count_mmacs(model))
+    require_equal(graph, source, images, "export")
+    return graph
+
+
+def require_equal(graph: OnnxGraph, source: BranchGraphSource, images: tuple[Tensor, ...], stage: str) -> None:
+    """Raises ExportError unless the fp32 graph gives torch's outputs within 1e-4 on every image."""
+    session = OnnxSession(graph.model.SerializeToString())
+    for index, image in enumerate(images):
+        with torch.no_grad():
+            expected = source.module(torch.from_numpy(image)).numpy()
+        error = float(np.abs(session.run(image) - expected).max())
+        if not error <= MAX_ERROR:
+            raise ExportError(
+                f"differs from torch by {error:.2e} on image {index}; the most allowed is {MAX_ERROR:.0e}",
+                where=f"{stage} of {graph.role}",
+                remedy="this is a fault of the export, not of the recipe; please report it with the recipe",
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and warns about things no user can act on (a torchvision that is not needed)."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)

@@ -1,0 +1,160 @@
+"""fp32 graph -> int8 graph: linear layers and the patch convolution; attention products, LayerNorm, Softmax and GELU
+stay float, because quantizing them makes a ViT slower and worse (docs/decisions/0002-int8-what-and-why.md).
+
+Token scorers stay float too: a flipped choice of tokens costs more than the layer saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator, save_tensors_data
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from athe_export.errors import CalibrationError, ExportError, RecipeError
+from athe_export.preprocessing import Tensor
+from athe_export.recipe import OnnxQuantizeSpec
+from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
+
+OP_TYPES = ["Gemm", "Conv"]
+ALWAYS_FLOAT = ("scorers.*",)
+_CHUNK = 16  # images whose intermediate outputs are held at once while calibrating
+_METHODS = {
+    "min_max": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+
+
+def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> OnnxGraph:
+    """Quantizes one graph.
+
+    Args:
+        graph: simplified, fp32, layers named after torch modules.
+        spec: scheme, calibrator and what stays float.
+        images: calibration images of this branch, float32 [1, 3, size, size]; not read by the dynamic scheme.
+
+    Raises:
+        RecipeError: a keep_float glob matches no layer.
+        CalibrationError: no calibration images.
+        ExportError: a layer that should be int8 is not, or the graph is no longer static.
+    """
+    keep = layers_kept_float(graph, spec.keep_float)
+    with tempfile.TemporaryDirectory(prefix="athe-quantize-") as name, _quiet():
+        folder = Path(name)
+        source, result = folder / "fp32.onnx", folder / "int8.onnx"
+        onnx.save(graph.model, source)
+        quant_pre_process(source, folder / "ready.onnx", skip_optimization=True, skip_symbolic_shape=True)
+        if spec.scheme == "dynamic_wi8_afp32":
+            quantize_dynamic(
+                folder / "ready.onnx",
+                result,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                nodes_to_exclude=[*keep, *_products(graph)],
+                per_channel=True,
+                reduce_range=spec.reduce_range,
+                weight_type=QuantType.QInt8,
+            )
+        else:
+            _static(folder / "ready.onnx", result, keep, spec, images)
+        model = onnx.load(result)
+    require_static(model, f"quantization of {graph.role}")
+    quantized = OnnxGraph(graph.role, "int8", model, graph.mmacs)
+    _require_coverage(graph, quantized, keep, spec.scheme)
+    return quantized
+
+
+def layers_kept_float(graph: OnnxGraph, globs: tuple[str, ...]) -> list[str]:
+    """Names of the layers that stay float: the scorers and those that a glob of the recipe matches."""
+    layers = [node.name for node, _ in weighted_nodes(graph.model)]
+    for glob in globs:
+        if not fnmatch.filter(layers, glob):
+            raise RecipeError(
+                f"keep_float {glob!r} matches no layer of {graph.role}",
+                where="targets.onnx.quantize.keep_float",
+                remedy="layers are: " + ", ".join(layers[:12]) + " …",
+            )
+    return [layer for layer in layers if any(fnmatch.fnmatch(layer, g) for g in (*ALWAYS_FLOAT, *globs))]
+
+
+def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> None:
+    method = _METHODS[spec.calibrator]
+    # ranges are gathered chunk by chunk: the library's own loop would hold every intermediate output at once
+    calibrator = create_calibrator(
+        source,
+        OP_TYPES,
+        augmented_model_path=str(source.with_name("augmented.onnx")),
+        calibrate_method=method,
+        extra_options={"percentile": spec.percentile, "symmetric": False},
+    )
+    stream, fed = iter(images), 0
+    while chunk := list(islice(stream, _CHUNK)):
+        calibrator.collect_data(_Reader(chunk))
+        fed += len(chunk)
+    if not fed:
+        raise CalibrationError("static quantization has no calibration images", where=str(spec))
+    ranges = source.with_name("ranges.json")
+    save_tensors_data(calibrator.compute_data(), ranges)
+    quantize_static(
+        source,
+        result,
+        None,
+        calibration_cache_path=ranges,
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=OP_TYPES,
+        nodes_to_exclude=keep,
+        per_channel=True,
+        reduce_range=spec.reduce_range,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=method,
+        extra_options={"OpTypesToExcludeOutputQuantization": OP_TYPES},
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer advises on the root logger about steps that were taken on purpose."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, images: list[Tensor]) -> None:
+        self._images: Iterator[Tensor] = iter(images)
+
+    def get_next(self) -> dict[str, Tensor] | None:  # type: ignore[override]
+        image = next(self._images, None)
+        return None if image is None else {"image": image}
+
+
+def _products(graph: OnnxGraph) -> list[str]:
+    """Names of MatMuls between two activations (attention), which the dynamic scheme would quantize too."""
+    weighted = {node.name for node, _ in weighted_nodes(graph.model)}
+    return [n.name for n in graph.model.graph.node if n.op_type == "MatMul" and n.name not in weighted]
+
+
+def _require_coverage(before: OnnxGraph, after: OnnxGraph, keep: list[str], scheme: str) -> None:
+    """Every layer that was asked to be int8 is: nothing stays float unnamed."""
+    wanted = {node.name for node, _ in weighted_nodes(before.model)} - set(keep)
+    if scheme == "dynamic_wi8_afp32":
+        wanted -= {n.name for n in before.model.graph.node if n.op_type == "Conv"}
+    done = {name.removesuffix("_quant").removesuffix("_MatMul") for name in after.int8_ops}
+    if missing := sorted(wanted - done):
+        raise ExportError(
+            f"layers stayed float that were asked to be int8: {', '.join(missing[:8])}",
+            where=after.role,
+            remedy="name them in targets.onnx.quantize.keep_float if that is acceptable",
+        )

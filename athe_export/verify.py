@@ -1,0 +1,128 @@
+"""Verifying a bundle anywhere: integrity, golden self-test and, with data, the parity gate. Never torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from athe_export.bundle.manifest import Manifest
+from athe_export.bundle.reader import Bundle, open_bundle
+from athe_export.data.source import Progress, no_progress, open_dataset
+from athe_export.errors import BundleIntegrityError, DatasetError, MissingDependency, UsageError
+from athe_export.parity.answers import target_answers
+from athe_export.parity.gate import FAIL, GateLimits, ParityReport, judge, worst
+from athe_export.parity.reference import Reference, read_reference
+from athe_export.runtime.golden import GoldenResult, check_golden
+from athe_export.runtime.onnx_session import REMEDY
+from athe_export.runtime.predictor import RoutedGraphs, preprocessing_of
+from athe_export.runtime.routing import RouterPolicy
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found; `parity` is None where no data were given."""
+
+    golden: tuple[GoldenResult, ...]
+    not_run: dict[str, str]
+    parity: ParityReport | None
+
+    @property
+    def verdict(self) -> str:
+        """`fail` on a golden mismatch; else the gate's verdict, or pass where no gate was run."""
+        golden = "pass" if all(g.passed for g in self.golden) else FAIL
+        return worst([golden, *([self.parity.verdict] if self.parity else [])])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.verdict,
+            "golden": [vars(g) | {"passed": g.passed} for g in self.golden],
+            "not_run": [{"target": target, "why": why} for target, why in self.not_run.items()],
+            "parity": self.parity.to_json() if self.parity else None,
+        }
+
+
+def verify_bundle(
+    path: Path, data_root: Path | None = None, limit: int | None = None, progress: Progress = no_progress
+) -> VerifyReport:
+    """Checks every file, runs every graph that can run here on the golden images and, with `data_root`, the gate.
+
+    Raises:
+        BundleIntegrityError: a file is changed, missing or extra, or preprocessing gives other pixels here.
+        MissingDependency: no target of the bundle can run here.
+        DatasetError: the gate's images are not the ones the reference was made with.
+    """
+    bundle = open_bundle(path)
+    bundle.check()
+    check_preprocessing(bundle)
+    golden, not_run = check_golden(bundle)
+    if not golden:
+        target, why = next(iter(not_run.items()))
+        raise MissingDependency(f"no target of the bundle can run here: {target}: {why}", where=str(path), remedy=REMEDY)
+    parity = None
+    if data_root is not None:
+        parity = _gate(bundle, tuple(dict.fromkeys(g.target for g in golden)), data_root, limit, progress)
+    return VerifyReport(golden, not_run, parity)
+
+
+def check_preprocessing(bundle: Bundle) -> None:
+    """Raises BundleIntegrityError where this machine's preprocessing gives other pixels than the build's."""
+    entry = bundle.manifest.preprocessing
+    found = preprocessing_of(bundle.manifest).golden_sha256(entry.sizes)
+    if found != entry.golden_sha256:
+        raise BundleIntegrityError(
+            f"preprocessing gives other pixels here: golden pattern {found[:12]}…, the bundle's is "
+            f"{entry.golden_sha256[:12]}…",
+            where=str(bundle.path),
+            remedy=f"install pillow {bundle.manifest.tools.get('pillow')}, which the bundle was built with",
+        )
+
+
+def limits_of(manifest: Manifest) -> GateLimits:
+    return GateLimits(**manifest.gate["limits"])
+
+
+def reference_policy(manifest: Manifest) -> RouterPolicy | None:
+    return RouterPolicy(manifest.router.bounds["reference"]) if manifest.router else None
+
+
+def _gate(
+    bundle: Bundle, targets: tuple[str, ...], data_root: Path, limit: int | None, progress: Progress
+) -> ParityReport:
+    manifest = bundle.manifest
+    reference = _reference(bundle).first(limit)
+    folder = data_root if manifest.dataset["name"] == "folder" else None
+    dataset = open_dataset(manifest.dataset["name"], data_root, folder, progress)
+    if dataset.digest != manifest.dataset["sha256"]:
+        raise DatasetError(
+            f"the dataset's digest is {dataset.digest[:12]}…, the bundle's is {manifest.dataset['sha256'][:12]}…",
+            where=str(data_root),
+            remedy="give the dataset that the bundle was gated on",
+        )
+    preprocessing = preprocessing_of(manifest)
+    answers = {}
+    for target in targets:
+        graphs = RoutedGraphs(bundle, target, "int8")
+        title = f"{target} int8 on the gate's images"
+        answers[target] = target_answers(
+            graphs, preprocessing, dataset, manifest.gate["split"], reference.ids, progress, title
+        )
+    names = tuple(b.name for b in manifest.branches)
+    return judge(reference, reference_policy(manifest), answers, names, limits_of(manifest))
+
+
+def _reference(bundle: Bundle) -> Reference:
+    entry = bundle.manifest.file_of("reference")
+    if entry is None:
+        raise UsageError(
+            "the bundle was never gated (untrained weights), so there is no reference to hold it against",
+            where=str(bundle.path),
+            remedy="verify without --data-root, or build from a trained checkpoint",
+        )
+    if not (bundle.path / entry.path).exists():
+        raise UsageError(
+            f"{entry.path} was left out of this copy, and the parity gate needs it",
+            where=str(bundle.path),
+            remedy=f"copy {entry.path} from where the bundle was built, or verify without --data-root",
+        )
+    return read_reference(bundle.read(entry.path), entry.path)
