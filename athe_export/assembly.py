@@ -83,9 +83,13 @@ def draft_manifest(
         },
         tools=tools,
         preprocessing=PreprocessingEntry(
-            preprocessing.source_size, preprocessing.resize, preprocessing.mean, preprocessing.std, sizes,
+            preprocessing.source_size,
+            preprocessing.resize,
+            preprocessing.mean,
+            preprocessing.std,
+            sizes,
             preprocessing.golden_sha256(sizes),
-        ),  # fmt: skip
+        ),
         router=_router(file, routing),
         branches=tuple(_branch(system, b, s) for b, s in zip(recipe.branches, routing.shares, strict=True)),
         graphs=graphs,

@@ -62,8 +62,8 @@ def build_router(model: AtheModel) -> BranchGraphSource:
     router.load_state_dict(model.router.state_dict())
     router.eval()
     for layer in router.features:
-        fused = torch.nn.utils.fuse_conv_bn_eval(layer[0], layer[1])  # type: ignore[index]
-        layer[0], layer[1] = fused, nn.Identity()  # type: ignore[index]
+        assert isinstance(layer, nn.Sequential)
+        layer[0], layer[1] = torch.nn.utils.fuse_conv_bn_eval(layer[0], layer[1]), nn.Identity()  # type: ignore[type-var]
     return BranchGraphSource("router", router, model.recipe.router.image_size, "difficulty")
 
 

@@ -52,7 +52,9 @@ def _root(
 @app.command(epilog="Examples: athe-export build recipes/quickstart.yaml · athe-export build my.yaml -o out --json")
 def build(
     recipe: RecipeArgument,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle folder; default artifacts/bundles/NAME.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Bundle folder; default artifacts/bundles/NAME.")
+    ] = None,
     data_root: DataRoot = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to use in place of the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; write nothing.")] = False,
@@ -136,7 +138,9 @@ def run(
 def train(
     recipe: RecipeArgument,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from; what fits is taken.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write; default the recipe's checkpoint.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write; default the recipe's checkpoint.")
+    ] = None,
     data_root: DataRoot = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -155,7 +159,12 @@ def train(
             file, data_root=data_root, init=init, output=output, resume=resume, device=device, max_minutes=max_minutes,
             command=" ".join(["athe-export", *sys.argv[1:]]), report=watch.line, progress=watch.progress,
         )  # fmt: skip
-    summary = {"checkpoint": str(result.path), "sha256": result.sha256, "complete": result.complete, "metrics": result.metrics}
+    summary = {
+        "checkpoint": str(result.path),
+        "sha256": result.sha256,
+        "complete": result.complete,
+        "metrics": result.metrics,
+    }
     console.print_json(summary) if as_json else console.print_training(summary)
 
 
@@ -171,10 +180,14 @@ def recipes_list(as_json: JsonFlag = False) -> None:
         console.print_table(("name", "what it builds"), [(r.name, r.summary) for r in found])
 
 
-@recipes_app.command("copy", epilog="Example: athe-export recipes copy quickstart . && athe-export build recipes/quickstart.yaml")
+@recipes_app.command(
+    "copy", epilog="Example: athe-export recipes copy quickstart . && athe-export build recipes/quickstart.yaml"
+)
 def recipes_copy(
     name: Annotated[str, typer.Argument(help="As listed.", show_default=False)],
-    folder: Annotated[Path, typer.Argument(help="Folder to copy into; recipes/, calibration/ and artifacts/ appear there.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to copy into; recipes/, calibration/ and artifacts/ appear there.")
+    ] = Path(),
     as_json: JsonFlag = False,
 ) -> None:
     """Copy a shipped recipe with its calibration set and checkpoint."""
@@ -204,7 +217,9 @@ def doctor(as_json: JsonFlag = False) -> None:
     root = os.environ.get("ATHE_DATA_ROOT")
     data = {"data_root": root, "cifar100": bool(root) and (Path(root or "") / "cifar-100-python" / "train").exists()}
     if as_json:
-        console.print_json({"athe_export": __version__, "python": sys.version.split()[0], "packages": found, "jobs": jobs, **data})
+        console.print_json(
+            {"athe_export": __version__, "python": sys.version.split()[0], "packages": found, "jobs": jobs, **data}
+        )
     else:
         console.print_doctor(found, jobs, data)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,13 @@ class Watch:
         self._live = err.is_terminal
         self._stage = ""
         self._shown: tuple[str, int] = ("", -1)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=err, transient=True)
         self._task: Any = None
 
@@ -79,7 +86,7 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], title: str = "") -> None:
+def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str = "") -> None:
     grid = Table(title=title or None, title_justify="left")
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
@@ -180,6 +187,9 @@ def print_doctor(packages: dict[str, str | None], jobs: list[dict[str, Any]], da
     for job in jobs:
         say(f"{job['job']}: " + ("ready" if job["ready"] else f"missing {', '.join(job['missing'])}: {job['remedy']}"))
     if data["data_root"]:
-        say(f"ATHE_DATA_ROOT {data['data_root']}: " + ("CIFAR-100 found" if data["cifar100"] else "no cifar-100-python/train there"))
+        say(
+            f"ATHE_DATA_ROOT {data['data_root']}: "
+            + ("CIFAR-100 found" if data["cifar100"] else "no cifar-100-python/train there")
+        )
     else:
         say("ATHE_DATA_ROOT is not set: CIFAR-100 would be downloaded to the user cache")

@@ -86,9 +86,7 @@ def reference_policy(manifest: Manifest) -> RouterPolicy | None:
     return RouterPolicy(manifest.router.bounds["reference"]) if manifest.router else None
 
 
-def _gate(
-    bundle: Bundle, targets: tuple[str, ...], data_root: Path, limit: int | None, progress: Progress
-) -> ParityReport:
+def _gate(bundle: Bundle, targets: tuple[str, ...], data_root: Path, limit: int | None, progress: Progress) -> ParityReport:
     manifest = bundle.manifest
     reference = _reference(bundle).first(limit)
     folder = data_root if manifest.dataset["name"] == "folder" else None

@@ -68,7 +68,9 @@ def open_bundle(path: Path) -> Bundle:
     """
     if not path.is_dir():
         raise BundleIntegrityError(
-            "there is no bundle here", where=str(path), remedy="give the folder that holds manifest.json",
+            "there is no bundle here",
+            where=str(path),
+            remedy="give the folder that holds manifest.json",
             files=(FileProblem(MANIFEST, "missing"),),
         )
     texts = {}

@@ -131,7 +131,11 @@ def _content_problems(found: CalibrationSet, dataset: Dataset, gate_split: str, 
 
 
 def split_by_branch(
-    found: CalibrationSet, scores: npt.NDArray[np.float32], routed: npt.NDArray[np.int64], branches: tuple[str, ...], path: Path
+    found: CalibrationSet,
+    scores: npt.NDArray[np.float32],
+    routed: npt.NDArray[np.int64],
+    branches: tuple[str, ...],
+    path: Path,
 ) -> tuple[BranchShare, ...]:
     """Which calibration images each branch is calibrated on: those the router sends to it.
 

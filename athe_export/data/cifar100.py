@@ -123,7 +123,7 @@ class _ArraysOnly(pickle.Unpickler):
         if (module.split(".")[0], name) in {("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
             import numpy._core.multiarray as multiarray
 
-            return {"_reconstruct": multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}[name]  # type: ignore[attr-defined]
+            return {"_reconstruct": multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}[name]
         if (module, name) == ("_codecs", "encode"):
             import _codecs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 import urllib.error
 import urllib.request
@@ -35,7 +34,7 @@ def cached_cifar100(progress: Progress, cache: Path | None = None, url: str = UR
         cache.mkdir(parents=True, exist_ok=True)
         if not archive.exists():
             _fetch(url, archive.with_name(archive.name + ".part"), progress)
-            os.replace(archive.with_name(archive.name + ".part"), archive)
+            archive.with_name(archive.name + ".part").replace(archive)
         _require_md5(archive, md5)
         _unpack(archive, cache)
         archive.unlink()
@@ -92,5 +91,5 @@ def _unpack(archive: Path, cache: Path) -> None:
     staging = cache / "unpacking"
     with tarfile.open(archive) as tar:
         tar.extractall(staging, filter="data")
-    os.replace(staging / "cifar-100-python", cache / "cifar-100-python")
+    (staging / "cifar-100-python").replace(cache / "cifar-100-python")
     staging.rmdir()

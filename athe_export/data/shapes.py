@@ -23,7 +23,9 @@ GLYPHS = ("disc", "ring", "square", "frame", "triangle", "plus", "cross", "cresc
 COLOURS = ("red", "orange", "yellow", "lime", "green", "cyan", "blue", "violet", "pink", "white")
 SIZES = {"train": 30_000, "holdout": 4_000, "test": 6_000}
 _SEEDS = {"train": 1 << 20, "holdout": 2 << 20, "test": 3 << 20}
-_RGB = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(h, 1, 1)) for h in (0, 0.08, 0.16, 0.25, 0.36, 0.5, 0.62, 0.75, 0.88)]
+_RGB = [
+    tuple(round(255 * c) for c in colorsys.hsv_to_rgb(h, 1, 1)) for h in (0, 0.08, 0.16, 0.25, 0.36, 0.5, 0.62, 0.75, 0.88)
+]
 _RGB.append((255, 255, 255))
 _Mask = npt.NDArray[np.bool_]
 _Grid = npt.NDArray[np.int64]

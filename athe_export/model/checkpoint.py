@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 from dataclasses import dataclass
@@ -183,7 +182,7 @@ def save_checkpoint(path: Path, model: AtheModel, metadata: dict[str, object]) -
     staging = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     staging.write_bytes(content)
-    os.replace(staging, path)
+    staging.replace(path)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -193,7 +192,7 @@ def _load(model: AtheModel, tensors: dict[str, Tensor]) -> None:
     assert not unexpected and all(n.endswith("num_batches_tracked") for n in missing), (missing, unexpected)
 
 
-def _head_rank(tensor: Tensor | None, recipe: Recipe) -> HeadRank | None | str:
+def _head_rank(tensor: Tensor | None, recipe: Recipe) -> HeadRank | str | None:
     if tensor is None:
         return None
     m = recipe.model

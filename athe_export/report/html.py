@@ -9,7 +9,8 @@ from athe_export.report.rows import COLUMNS, table
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
-    "table{border-collapse:collapse;margin:1rem 0}th,td{border-bottom:1px solid #d0d7de;padding:.3rem .7rem;text-align:right}"
+    "table{border-collapse:collapse;margin:1rem 0}"
+    "th,td{border-bottom:1px solid #d0d7de;padding:.3rem .7rem;text-align:right}"
     "th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}.pass{color:#1a7f37}.fail{color:#cf222e}"
     ".inconclusive,.not_gated{color:#9a6700}code{background:#f6f8fa;padding:.1rem .3rem}pre{background:#f6f8fa;padding:1rem}"
 )
@@ -51,7 +52,9 @@ def _limits(manifest: Manifest) -> str:
 
 
 def _notes(manifest: Manifest) -> str:
-    return "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(n)}</li>" for n in manifest.notes) + "</ul>" if manifest.notes else ""
+    return (
+        "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(n)}</li>" for n in manifest.notes) + "</ul>" if manifest.notes else ""
+    )
 
 
 def _floats(manifest: Manifest) -> str:

@@ -51,9 +51,7 @@ def _row(
     return (target, f"{name} {graph.precision}", kept, heads, mmacs, size, *top, percent(share), "")
 
 
-def _routed(
-    manifest: Manifest, target: str, found: dict[str, float] | None, graphs: list[GraphEntry]
-) -> tuple[str, ...]:
+def _routed(manifest: Manifest, target: str, found: dict[str, float] | None, graphs: list[GraphEntry]) -> tuple[str, ...]:
     size = f"{sum(g.bytes for g in graphs):,}"
     if not found or not manifest.parity:
         return (target, "routed", "", "", "", size, "", "", "", "", manifest.verdict)

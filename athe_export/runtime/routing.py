@@ -73,5 +73,3 @@ def difficulty_target(correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]
     """
     first = np.where(correct.any(1), correct.argmax(1), 0)
     return (first / max(1, correct.shape[1] - 1)).astype(np.float32)
-
-

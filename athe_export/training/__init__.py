@@ -1,1 +1,1 @@
-"""Training an ATHE checkpoint. Runs on torch, numpy, safetensors, PyYAML and Pillow alone: python -m athe_export.training."""
+"""Training an ATHE checkpoint: `python -m athe_export.training`; torch, numpy, safetensors, PyYAML and Pillow suffice."""

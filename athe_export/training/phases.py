@@ -49,7 +49,9 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec) -> Loss:
             soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean", log_target=True)
             total = total + (1 - spec.distill) * hard + spec.distill * soft
             if branch.scorer == "linear" and chosen.scores is not None:
-                total = total + spec.distill * _scorer_loss(chosen.scores, seen.cls_attention[branch.prune[0].after_blocks :])
+                total = total + spec.distill * _scorer_loss(
+                    chosen.scores, seen.cls_attention[branch.prune[0].after_blocks :]
+                )
         return total / (1 + len(model.recipe.branches))
 
     return loss

@@ -135,7 +135,7 @@ class TrainingRun:
         self.model.head_rank = rank_heads(head_importance(self.model.backbone, batches))
         self.report(f"heads ranked by attention entropy on {len(self.corpus.calibration)} calibration images")
 
-    def _phase(self, index: int, phase: Phase, epoch: int, step: int) -> bool:
+    def _phase(self, index: int, phase: Phase, first_epoch: int, first_step: int) -> bool:
         train = self.corpus.train
         loss, parameters, targets, size = self._objective(phase)
         optimiser = torch.optim.AdamW(parameters, phase.spec.lr, weight_decay=self.spec.weight_decay)
@@ -143,11 +143,11 @@ class TrainingRun:
             optimiser.load_state_dict(self._restored["optimiser"])
         self._restored = None
         steps = len(train) // phase.spec.batch_size or 1
-        for epoch in range(epoch, phase.spec.epochs):
-            began, first, total = time.monotonic(), step, 0.0
+        for epoch in range(first_epoch, phase.spec.epochs):
+            began, first, total = time.monotonic(), first_step if epoch == first_epoch else 0, 0.0
             order = torch.randperm(len(train), generator=self._generator(index, epoch, 0))
             self._mode(phase.kind)
-            for step in range(step, steps):
+            for step in range(first, steps):
                 lr = self._lr(phase, epoch + step / steps)
                 for group in optimiser.param_groups:
                     group["lr"] = lr
@@ -165,7 +165,7 @@ class TrainingRun:
                     return False
             seen = (steps - first) * phase.spec.batch_size
             self._log(phase, epoch, total / max(1, steps - first), seen / (time.monotonic() - began))
-            self.position, step = (index, epoch + 1, 0), 0
+            self.position = (index, epoch + 1, 0)
             self._save(optimiser)
         return True
 
@@ -176,7 +176,12 @@ class TrainingRun:
             self.report("measuring which branch is enough for each training image")
             targets = router_targets(self.model, self.corpus.train, self.preprocessing, self.device)
             self.report(f"{100 * float((targets > 0).float().mean()):.1f}% of them need more than the easiest branch")
-            return router_loss(self.model), list(self.model.router.parameters()), targets, self.model.recipe.router.image_size
+            return (
+                router_loss(self.model),
+                list(self.model.router.parameters()),
+                targets,
+                self.model.recipe.router.image_size,
+            )
         parameters = [p for n, p in self.model.named_parameters() if not n.startswith("router.")]
         build = dense_loss if phase.kind == "dense" else adaptive_loss
         return build(self.model, self.spec), parameters, self.corpus.train.labels, size
@@ -201,7 +206,7 @@ class TrainingRun:
         with self._autocast():
             value = loss(image, targets[chosen].to(self.device))
         optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 1.0)
         optimiser.step()
         return float(value.detach())
@@ -238,7 +243,7 @@ class TrainingRun:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staging, self.folder / "state.pt")
+        staging.replace(self.folder / "state.pt")
         self._saved = time.monotonic()
 
     def _log(self, phase: Phase, epoch: int, loss: float, speed: float) -> None:

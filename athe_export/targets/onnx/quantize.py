@@ -135,7 +135,7 @@ class _Reader(CalibrationDataReader):
     def __init__(self, images: list[Tensor]) -> None:
         self._images: Iterator[Tensor] = iter(images)
 
-    def get_next(self) -> dict[str, Tensor] | None:  # type: ignore[override]
+    def get_next(self) -> dict[str, Tensor] | None:
         image = next(self._images, None)
         return None if image is None else {"image": image}
 
