@@ -63,7 +63,7 @@ def build_router(model: AtheModel) -> BranchGraphSource:
     router.eval()
     for layer in router.features:
         assert isinstance(layer, nn.Sequential)
-        layer[0], layer[1] = torch.nn.utils.fuse_conv_bn_eval(layer[0], layer[1]), nn.Identity()  # type: ignore[type-var]
+        layer[0], layer[1] = torch.nn.utils.fuse_conv_bn_eval(layer[0], layer[1]), nn.Identity()  # type: ignore[type-var, arg-type]
     return BranchGraphSource("router", router, model.recipe.router.image_size, "difficulty")
 
 
