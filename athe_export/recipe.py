@@ -6,12 +6,12 @@ Paths in a recipe are relative to the recipe's own folder; `resolve` makes them 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from athe_export.errors import RecipeError
+from athe_export.recipe_checks import contradictions
 from athe_export.schema import DocumentReader, json_schema, key
 
 NAME = r"[a-z0-9][a-z0-9_.-]*"
@@ -220,10 +220,9 @@ def load_recipe(path: Path) -> RecipeFile:
     reader = DocumentReader()
     recipe = reader.read(Recipe, text)
     if recipe is not None:
-        for needs, check in _CHECKS:
-            if not reader.broken(*needs):
-                for where, message in check(recipe):
-                    reader.report(where, message)
+        # all are found before any is reported, so that none makes another's value look unusable
+        for where, message in contradictions(recipe, lambda *path: not reader.broken(path)):
+            reader.report(where, message)
     if reader.problems or recipe is None:
         found = sorted(reader.problems, key=lambda p: p.line)
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
@@ -233,87 +232,3 @@ def load_recipe(path: Path) -> RecipeFile:
             remedy="mend these keys; `athe-export schema` prints the recipe's JSON Schema",
         )
     return RecipeFile(recipe, path.resolve(), text)
-
-
-_Found = Iterator[tuple[tuple[str | int, ...], str]]
-
-
-def _check_model(r: Recipe) -> _Found:
-    m = r.model
-    if m.image_size % m.patch:
-        yield ("model", "patch"), f"{m.patch} does not divide image_size {m.image_size}"
-    if m.dim % m.heads:
-        yield ("model", "heads"), f"{m.heads} does not divide dim {m.dim}"
-
-
-def _check_checkpoint(r: Recipe) -> _Found:
-    c = r.checkpoint
-    if (c.path is None) == (c.random_seed is None):
-        yield ("checkpoint",), "must hold either path or random_seed"
-    if c.path is None and c.sha256 is not None:
-        yield ("checkpoint", "sha256"), "belongs to a path"
-
-
-def _check_data(r: Recipe) -> _Found:
-    if (r.data.dataset == "folder") != (r.data.path is not None):
-        yield ("data", "path"), "is needed with dataset: folder, and only there"
-    for i, std in enumerate(r.data.preprocessing.std or ()):
-        if std is not None and std <= 0:
-            yield ("data", "preprocessing", "std", i), f"{std} is too small; it must be above 0"
-
-
-def _check_branches(r: Recipe) -> _Found:
-    if not r.branches:
-        yield ("branches",), "at least one branch is needed"
-    seen: set[str] = set()
-    for i, branch in enumerate(r.branches):
-        if branch.name in seen or branch.name == "router":
-            what = "is the router's role" if branch.name == "router" else "names two branches"
-            yield ("branches", i, "name"), f"{branch.name!r} {what}; choose another"
-        seen.add(branch.name)
-
-
-def _check_branch_fit(r: Recipe) -> _Found:
-    m = r.model
-    for i, branch in enumerate(r.branches):
-        if branch.heads > m.heads:
-            yield ("branches", i, "heads"), f"{branch.heads} heads are more than the model's {m.heads}"
-        before = 0
-        for j, (stage, (_, kept)) in enumerate(zip(branch.prune, branch.kept_tokens(m), strict=True)):
-            where = ("branches", i, "prune", j)
-            if not before < stage.after_blocks < m.depth:
-                yield (*where, "after_blocks"), f"{stage.after_blocks} must be above {before} and below depth {m.depth}"
-            if kept < 1:
-                yield (*where, "keep"), f"{stage.keep} of {m.patches} patch tokens leaves no token"
-            before = stage.after_blocks
-
-
-def _check_router(r: Recipe) -> _Found:
-    if len(r.branches) > 1 and r.router is None:
-        yield ("router",), f"{len(r.branches)} branches need a router"
-    if len(r.branches) == 1 and r.router is not None:
-        yield ("router",), "a single branch has nothing to route; remove it or add a branch"
-
-
-def _check_threshold(r: Recipe) -> _Found:
-    if r.router is None:
-        return
-    t, where = r.router.threshold, ("router", "threshold")
-    if sum(x is not None for x in (t.fixed, t.max_drop_pp, t.share_simple)) != 1:
-        yield where, "must be a number, {max_drop_pp: …} or {share_simple: …}, one of them"
-    elif t.fixed is not None and len(r.branches) > 1:
-        if len(t.fixed) != len(r.branches) - 1:
-            yield where, f"{len(r.branches)} branches need {len(r.branches) - 1} bounds, not {len(t.fixed)}"
-        if list(t.fixed) != sorted(t.fixed):
-            yield where, "bounds must ascend"
-
-
-_CHECKS: tuple[tuple[tuple[tuple[str | int, ...], ...], Callable[[Recipe], _Found]], ...] = (
-    ((("model",),), _check_model),
-    ((("checkpoint",),), _check_checkpoint),
-    ((("data",),), _check_data),
-    ((("branches",),), _check_branches),
-    ((("model",), ("branches",)), _check_branch_fit),
-    ((("branches",), ("router",)), _check_router),
-    ((("branches",), ("router",)), _check_threshold),
-)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Problem:
     line: int
     path: Path
     message: str
+    breaks: bool = True  # False: the value can be relied on all the same
 
     def __str__(self) -> str:
         return f"line {self.line}: {dotted(self.path)}: {self.message}" if self.path else f"line {self.line}: {self.message}"
@@ -69,8 +71,12 @@ class DocumentReader:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as err:
             mark = getattr(err, "problem_mark", None) or getattr(err, "context_mark", None)
+            line = mark.line + 1 if mark else text.count("\n", 0, getattr(err, "position", 0)) + 1
             reason = getattr(err, "problem", None) or str(err).splitlines()[0]
-            self.problems.append(Problem(mark.line + 1 if mark else 1, (), f"not valid YAML: {reason}"))
+            self.problems.append(Problem(line, (), f"not valid YAML: {reason}"))
+            return None
+        except RecursionError:
+            self.problems.append(Problem(1, (), "not valid YAML: nested too deeply"))
             return None
         if node is None:
             self.problems.append(Problem(1, (), "the document is empty"))
@@ -78,19 +84,20 @@ class DocumentReader:
         value = self._value(cls, node, (), {})
         return value if isinstance(value, cls) else None
 
-    def report(self, path: Path, message: str) -> None:
+    def report(self, path: Path, message: str, breaks: bool = True) -> None:
         """Adds a problem at `path`, on the line of the nearest key that stands in the document."""
         near = path
         while near and near not in self._lines:
             near = near[:-1]
-        self.problems.append(Problem(self._lines.get(near, 1), path, message))
+        self.problems.append(Problem(self._lines.get(near, 1), path, message, breaks))
 
     def broken(self, *prefixes: Path) -> bool:
-        """Whether a problem was found at or below any prefix, so that a check relying on it cannot run."""
-        return any(p.path[: len(pre)] == pre or pre[: len(p.path)] == p.path for p in self.problems for pre in prefixes)
+        """Whether a value at or below any prefix is unusable, so that a check relying on it cannot run."""
+        breaking = [p.path for p in self.problems if p.breaks]
+        return any(path[: len(pre)] == pre or pre[: len(path)] == path for path in breaking for pre in prefixes)
 
     def _value(self, kind: Any, node: yaml.Node, path: Path, rules: typing.Mapping[str, Any]) -> Any:
-        self._lines[path] = node.start_mark.line + 1
+        self._lines.setdefault(path, node.start_mark.line + 1)  # a key's own line stands before its value's
         origin, args = typing.get_origin(kind), typing.get_args(kind)
         if origin in (typing.Union, types.UnionType):
             if _is_null(node):
@@ -116,14 +123,14 @@ class DocumentReader:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            name = str(key_node.value)
+            name = key_node.value if isinstance(key_node, yaml.ScalarNode) else _said(key_node)
             self._lines[(*path, name)] = key_node.start_mark.line + 1
             if name not in fields:
                 close = difflib.get_close_matches(name, fields, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else "allowed here: " + ", ".join(fields)
-                self.report((*path, name), f"unknown key; {hint}")
+                self.report((*path, name), f"unknown key; {hint}", breaks=False)
             elif name in values:
-                self.report((*path, name), "stands twice")
+                self.report((*path, name), "stands twice", breaks=False)
             else:
                 values[name] = self._value(_hints(cls)[name], value_node, (*path, name), fields[name].metadata)
         for field in fields.values():
@@ -186,10 +193,10 @@ def _out_of_bounds(value: Any, rules: typing.Mapping[str, Any]) -> Iterator[str]
             yield f"{value} is too small; it must be above {rules['above']}"
         if "max" in rules and value > rules["max"]:
             yield f"{value} is too large; the most is {rules['max']}"
-    elif isinstance(value, str) and "pattern" in rules:
-        import re
-
-        if not re.fullmatch(rules["pattern"], value):
+    elif isinstance(value, str):
+        if "\0" in value:
+            yield "holds a NUL character"
+        if "pattern" in rules and not re.fullmatch(rules["pattern"], value):
             yield f"{value!r} does not match {rules['pattern']}"
 
 
@@ -235,8 +242,9 @@ def _object_schema(cls: type) -> dict[str, Any]:
     }
     shorthand = getattr(cls, "__shorthand__", None)
     if shorthand:
-        listed = _type_schema(hints[shorthand], {})
-        return {"anyOf": [schema, {"type": "number"}, listed]}
+        rules = next(f.metadata for f in fields if f.name == shorthand)
+        listed = next(a for a in typing.get_args(hints[shorthand]) if a is not type(None))
+        return {"anyOf": [schema, _type_schema(typing.get_args(listed)[0], rules), _type_schema(listed, rules)]}
     return schema
 
 
@@ -264,5 +272,8 @@ def _type_schema(kind: Any, rules: typing.Mapping[str, Any]) -> dict[str, Any]:
     if origin is typing.Literal:
         return {"enum": list(args)}
     names = {int: "integer", float: "number", str: "string", bool: "boolean"}
-    bounds = {"min": "minimum", "max": "maximum", "above": "exclusiveMinimum", "pattern": "pattern"}
-    return {"type": names[kind], **{bounds[k]: v for k, v in rules.items() if k in bounds}}
+    bounds = {"min": "minimum", "max": "maximum", "above": "exclusiveMinimum"}
+    schema = {"type": names[kind], **{bounds[k]: v for k, v in rules.items() if k in bounds}}
+    if "pattern" in rules:  # JSON Schema searches, the reader matches the whole text
+        schema["pattern"] = f"^(?:{rules['pattern']})$"
+    return schema

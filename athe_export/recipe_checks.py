@@ -1,0 +1,112 @@
+"""What single keys of a recipe cannot show: contradictions between them. `load_recipe` reports all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from athe_export.recipe import Recipe
+
+_Found = Iterator[tuple[tuple[str | int, ...], str]]
+_Sound = Callable[..., bool]  # whether the value at a path could be read
+
+
+def contradictions(recipe: Recipe, sound: _Sound) -> list[tuple[tuple[str | int, ...], str]]:
+    """What is wrong between keys, as far as the keys themselves could be read."""
+    return [problem for check in _CHECKS for problem in check(recipe, sound)]
+
+
+def _check_model(r: Recipe, sound: _Sound) -> _Found:
+    m = r.model
+    if sound("model", "image_size") and sound("model", "patch") and m.image_size % m.patch:
+        yield ("model", "patch"), f"{m.patch} does not divide image_size {m.image_size}"
+    if sound("model", "dim") and sound("model", "heads") and m.dim % m.heads:
+        yield ("model", "heads"), f"{m.heads} does not divide dim {m.dim}"
+
+
+def _check_checkpoint(r: Recipe, sound: _Sound) -> _Found:
+    c = r.checkpoint
+    if not sound("checkpoint"):
+        return
+    if (c.path is None) == (c.random_seed is None):
+        yield ("checkpoint",), "must hold either path or random_seed"
+    if c.path is None and c.sha256 is not None:
+        yield ("checkpoint", "sha256"), "belongs to a path"
+
+
+def _check_data(r: Recipe, sound: _Sound) -> _Found:
+    if sound("data", "dataset") and sound("data", "path") and (r.data.dataset == "folder") != (r.data.path is not None):
+        yield ("data", "path"), "is needed with dataset: folder, and only there"
+    if sound("data", "preprocessing", "std"):
+        for i, std in enumerate(r.data.preprocessing.std):
+            if std <= 0:
+                yield ("data", "preprocessing", "std", i), f"{std} is too small; it must be above 0"
+
+
+_RESERVED = {"router": "is the router's role", "auto": "means the router's choice"}
+
+
+def _check_branches(r: Recipe, sound: _Sound) -> _Found:
+    if r.branches == ():
+        yield ("branches",), "at least one branch is needed"
+    seen: set[str] = set()
+    for i, branch in enumerate(r.branches or ()):
+        if not sound("branches", i, "name"):
+            continue
+        if branch.name in seen or branch.name in _RESERVED:
+            what = _RESERVED.get(branch.name, "names two branches")
+            yield ("branches", i, "name"), f"{branch.name!r} {what}; choose another"
+        seen.add(branch.name)
+
+
+def _check_branch_fit(r: Recipe, sound: _Sound) -> _Found:
+    m = r.model
+    if not sound("model"):
+        return
+    for i, branch in enumerate(r.branches or ()):
+        if not sound("branches", i):
+            continue
+        if branch.heads > m.heads:
+            yield ("branches", i, "heads"), f"{branch.heads} heads are more than the model's {m.heads}"
+        before = 0
+        for j, (stage, (_, kept)) in enumerate(zip(branch.prune, branch.kept_tokens(m), strict=True)):
+            where = ("branches", i, "prune", j)
+            if not before < stage.after_blocks < m.depth:
+                yield (*where, "after_blocks"), f"{stage.after_blocks} must be above {before} and below depth {m.depth}"
+            if kept < 1:
+                yield (*where, "keep"), f"{stage.keep} of {m.patches} patch tokens leaves no token"
+            before = stage.after_blocks
+
+
+def _check_router(r: Recipe, sound: _Sound) -> _Found:
+    if r.branches is None or not sound("router"):
+        return
+    if len(r.branches) > 1 and r.router is None:
+        yield ("router",), f"{len(r.branches)} branches need a router"
+    if len(r.branches) == 1 and r.router is not None:
+        yield ("router",), "a single branch has nothing to route; remove it or add a branch"
+
+
+def _check_threshold(r: Recipe, sound: _Sound) -> _Found:
+    if r.router is None or r.branches is None or not sound("router", "threshold"):
+        return
+    t, where = r.router.threshold, ("router", "threshold")
+    if sum(x is not None for x in (t.fixed, t.max_drop_pp, t.share_simple)) != 1:
+        yield where, "must be a number, {max_drop_pp: …} or {share_simple: …}, one of them"
+    elif t.fixed is not None and len(r.branches) > 1:
+        if len(t.fixed) != len(r.branches) - 1:
+            yield where, f"{len(r.branches)} branches need {len(r.branches) - 1} bounds, not {len(t.fixed)}"
+        if list(t.fixed) != sorted(t.fixed):
+            yield where, "bounds must ascend"
+
+
+_CHECKS = (
+    _check_model,
+    _check_checkpoint,
+    _check_data,
+    _check_branches,
+    _check_branch_fit,
+    _check_router,
+    _check_threshold,
+)
