@@ -8,18 +8,28 @@ size is not what it saw. numpy and Pillow alone.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from athe_export.errors import ImageError
 
 MIN_SIDE = 8
 MAX_PIXELS = 100_000_000
+_TURNS = {  # EXIF orientation -> what brings the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 Pixels = npt.NDArray[np.uint8]
 Tensor = npt.NDArray[np.float32]
 
@@ -43,6 +53,7 @@ class Preprocessing:
 
     def source(self, pixels: Pixels) -> Pixels:
         """RGB uint8 [h, w, 3] of any size -> [source_size, source_size, 3]: shorter side resized, centre cropped."""
+        pixels = _middle(pixels)
         height, width = pixels.shape[:2]
         size = self.source_size
         if (height, width) == (size, size):
@@ -81,35 +92,64 @@ class Preprocessing:
         return {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[self.resize]
 
 
-def read_photo(path: Path) -> Photo:
-    """Decodes an image file to RGB.
+def _middle(pixels: Pixels) -> Pixels:
+    """Of a strip, the part that a centre crop can reach: else enlarging one of few rows would not fit into memory."""
+    height, width = pixels.shape[:2]
+    reach = 3 * min(height, width)  # the crop, and as much again on both sides for the interpolation
+    top, left = max(0, (height - reach) // 2), max(0, (width - reach) // 2)
+    return pixels[top : top + reach, left : left + reach]
 
-    Grayscale, palette, CMYK and 16-bit images are converted; transparency is composited over black; of an
-    animation the first frame is taken. The last two are said in `notes`.
+
+def read_photo(path: Path) -> Photo:
+    """Decodes an image file to RGB, upright.
+
+    Grayscale, palette, CMYK and 16-bit images are converted, and turned as their EXIF orientation says; transparency
+    is composited over black; of several frames the first is taken. The last two are said in `notes`.
 
     Raises:
         ImageError: missing, not an image, truncated, smaller than 8 or larger than 100 million pixels.
     """
     try:
-        with Image.open(path) as image:
-            _check_size(image, path)
-            notes = []
-            if getattr(image, "n_frames", 1) > 1:
-                notes.append(f"animated: the first of {getattr(image, 'n_frames', 1)} frames was taken")
-                image.seek(0)
-            image.load()
-            rgb, transparent = _to_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's on large and odd files: what matters of them is said here
+            return _decode(path)
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError("there is no such image", where=str(path), remedy="check the path") from None
     except UnidentifiedImageError:
         raise ImageError("is not an image that Pillow can read", where=str(path), remedy="give a JPEG or PNG") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+    except Image.DecompressionBombError:
+        raise _too_large("its header promises more", path) from None
+    except (IsADirectoryError, PermissionError) as err:
+        raise ImageError(f"cannot be read: {err.strerror}", where=str(path), remedy="give an image file") from None
+    except Exception as err:  # of a damaged file decoders raise anything: IndexError, KeyError, RuntimeError, TypeError
         raise ImageError(
             f"cannot be decoded, it may be truncated: {err}", where=str(path), remedy="copy or export the image again"
         ) from None
+
+
+def _decode(path: Path) -> Photo:
+    notes = []
+    with Image.open(path) as image:
+        _check_size(image, path)
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            notes.append(f"animated, or of several pages: the first of {frames} frames was taken")
+            image.seek(0)
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        rgb, transparent = _to_rgb(image if turn is None else image.transpose(turn))
     if transparent:
         notes.append("transparent pixels were composited over black")
     return Photo(np.asarray(rgb), tuple(notes))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none; damaged metadata do not make the pixels unreadable."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
 
 
 def _check_size(image: Image.Image, path: Path) -> None:
@@ -121,16 +161,23 @@ def _check_size(image: Image.Image, path: Path) -> None:
             remedy="give a larger image",
         )
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"is {width}x{height}, over the limit of {MAX_PIXELS // 10**6} million pixels",
-            where=str(path),
-            remedy="scale the image down first; the model sees it at its source size anyway",
-        )
+        raise _too_large(f"it has {width}x{height}", path)
+
+
+def _too_large(said: str, path: Path) -> ImageError:
+    return ImageError(
+        f"is over the limit of {MAX_PIXELS // 10**6} million pixels: {said}",
+        where=str(path),
+        remedy="scale the image down first; the model sees it at its source size anyway",
+    )
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+        deep = np.asarray(image, np.int64)
+        if deep.min() < 0 or deep.max() > 0xFFFF:
+            raise ValueError("32-bit pixels have no defined range")
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
     if image.has_transparency_data:
