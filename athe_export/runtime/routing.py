@@ -28,8 +28,9 @@ class RouterPolicy:
 def policy_for_share(scores: Scores, share_simple: float, branches: int) -> RouterPolicy:
     """Sends `share_simple` of these scores to the easiest branch and the rest to the others in equal parts."""
     rest = (1 - share_simple) / (branches - 1)
-    shares = [min(1.0, share_simple + i * rest) for i in range(branches - 1)]
-    return RouterPolicy(tuple(float(q) for q in np.quantile(scores, shares, method="higher")))
+    counts = [round(min(1.0, share_simple + i * rest) * len(scores)) for i in range(branches - 1)]
+    ranked = np.sort(scores)
+    return RouterPolicy(tuple(_bound_after(ranked, count) for count in counts))
 
 
 def policy_for_drop(scores: Scores, correct: npt.NDArray[np.bool_], max_drop_pp: float) -> RouterPolicy:
@@ -45,25 +46,28 @@ def policy_for_drop(scores: Scores, correct: npt.NDArray[np.bool_], max_drop_pp:
     """
     order = np.argsort(scores, kind="stable")
     ranked, right = scores[order], correct[order].astype(np.int64)
+    parts = np.concatenate([[True], np.diff(ranked) > 0, [True]])  # no bound can part equal scores
     allowed = max_drop_pp / 100 * len(scores) / (correct.shape[1] - 1)
     bounds: list[float] = []
     start = 0
     for branch in range(correct.shape[1] - 1):
         lost = np.concatenate([[0], np.cumsum(right[start:, -1] - right[start:, branch])])
-        taken = int(np.flatnonzero(lost <= allowed).max())
+        taken = int(np.flatnonzero((lost <= allowed) & parts[start:]).max())
         start += taken
         bounds.append(_bound_after(ranked, start))
     return RouterPolicy(tuple(bounds))
 
 
 def _bound_after(ranked: Scores, count: int) -> float:
-    """A bound with `count` of the ascending scores below it; ties at the bound go to the harder branch."""
-    if count == 0:
-        return 0.0
+    """A bound that `count` of the ascending scores do not exceed; where it would part equal ones, fewer."""
     if count == len(ranked):
         return 1.0
-    low, high = float(ranked[count - 1]), float(ranked[count])
-    return (low + high) / 2 if high > low else float(np.nextafter(np.float32(low), np.float32(0)))
+    high = ranked[count]
+    easier = ranked[:count][ranked[:count] < high]
+    if not len(easier):
+        return 0.0 if high > 0 else -1.0
+    middle = np.float32((float(easier[-1]) + float(high)) / 2)
+    return float(middle if middle < high else easier[-1])  # between neighbouring floats there is none
 
 
 def difficulty_target(correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
