@@ -6,6 +6,7 @@ A set is a YAML file (see docs/bundle-format.md for where its digests go). It is
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,17 +47,27 @@ def ids_digest(ids: tuple[int, ...]) -> str:
 
 
 def make_calibration_set(dataset: Dataset, split: str, count: int, seed: int, avoid_split: str) -> CalibrationSet:
-    """Draws `count` ids without replacement, passing over images whose pixels also stand in `avoid_split`."""
+    """Draws `count` ids without replacement, passing over images whose pixels also stand in `avoid_split`.
+
+    Raises:
+        CalibrationError: the split has fewer such images.
+    """
     avoid = set(_digests(dataset, avoid_split))
     chosen: list[int] = []
     seen: set[str] = set()
     for index in np.random.RandomState(seed).permutation(dataset.size(split)):
         digest = pixel_digest(dataset.image(split, int(index)))
+        if len(chosen) == count:
+            break
         if digest not in avoid and digest not in seen:
             chosen.append(int(index))
             seen.add(digest)
-        if len(chosen) == count:
-            break
+    if count < 1 or len(chosen) < count:
+        raise CalibrationError(
+            f"{dataset.name}/{split} has {len(chosen)} usable images, {count} were asked for",
+            where=split,
+            remedy="ask for fewer, and at least 1",
+        )
     ids = tuple(sorted(chosen))
     return CalibrationSet(1, dataset.name, split, ids, ids_digest(ids), _pixels_digest(dataset, split, ids))
 
@@ -105,9 +116,9 @@ def _static_problems(found: CalibrationSet, dataset: Dataset) -> list[str]:
         return [f"{dataset.name} has no split {found.split!r}"]
     if not found.ids:
         problems.append("holds no ids")
-    unique, counts = np.unique(np.asarray(found.ids, np.int64), return_counts=True)
-    if (counts > 1).any():
-        problems.append(f"ids stand twice: {_listed(unique[counts > 1])}")
+    twice = sorted(i for i, count in Counter(found.ids).items() if count > 1)
+    if twice:
+        problems.append(f"ids stand twice: {_listed(twice)}")
     outside = [i for i in found.ids if i >= dataset.size(found.split)]
     if outside:
         problems.append(f"ids out of range, {found.split} has {dataset.size(found.split)} images: {_listed(outside)}")
@@ -176,8 +187,8 @@ def _pixels_digest(dataset: Dataset, split: str, ids: tuple[int, ...]) -> str:
     return hashlib.sha256("".join(pixel_digest(dataset.image(split, i)) for i in ids).encode()).hexdigest()
 
 
-def _listed(ids: npt.ArrayLike) -> str:
-    values = [str(i) for i in np.asarray(ids)]
+def _listed(ids: list[int]) -> str:
+    values = [str(i) for i in ids]
     return ", ".join(values[:10]) + (f" and {len(values) - 10} more" if len(values) > 10 else "")
 
 

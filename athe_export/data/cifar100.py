@@ -47,10 +47,16 @@ class Cifar100:
         if data_root is None:
             from athe_export.data.download import cached_cifar100
 
-            data_root = cached_cifar100(progress)
-        folder = data_root / FOLDER
+            folder = cached_cifar100(progress) / FOLDER
+            remedy = f"remove {folder}; the archive is then downloaded again"
+        else:
+            folder = data_root / FOLDER
+            remedy = (
+                f"give a data root that holds {FOLDER}/ with train, test and meta, "
+                "or give none: the archive is then downloaded to the user cache"
+            )
         for name, md5 in MD5.items():
-            _check_file(folder / name, md5)
+            _check_file(folder / name, md5, remedy)
         return cls(folder)
 
     @property
@@ -80,11 +86,13 @@ class Cifar100:
         return np.ascontiguousarray(flat.reshape(3, 32, 32).transpose(1, 2, 0))
 
     def _positions(self, split: str) -> npt.NDArray[np.int64]:
-        every = np.arange(10_000 if split == "test" else 50_000)
-        if split == "test":
-            return every
+        return self._split_positions[split]
+
+    @cached_property
+    def _split_positions(self) -> dict[str, npt.NDArray[np.int64]]:
+        every = np.arange(50_000)
         held = every % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
-        return every[held if split == "holdout" else ~held]
+        return {"train": every[~held], "holdout": every[held], "test": np.arange(10_000)}
 
     def _file(self, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         return self._test if split == "test" else self._train
@@ -98,11 +106,7 @@ class Cifar100:
         return _read_images(self.folder / "test")
 
 
-def _check_file(path: Path, md5: str) -> None:
-    remedy = (
-        f"give a data root that holds {FOLDER}/ with train, test and meta, "
-        "or give none: the archive is then downloaded to the user cache"
-    )
+def _check_file(path: Path, md5: str, remedy: str) -> None:
     try:
         found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     except OSError as err:

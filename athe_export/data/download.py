@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import ssl
 import tarfile
 import urllib.error
 import urllib.request
@@ -38,7 +40,7 @@ def cached_cifar100(progress: Progress, cache: Path | None = None, url: str = UR
         _require_md5(archive, md5)
         _unpack(archive, cache)
         archive.unlink()
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as err:
+    except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as err:
         raise EnvironmentFailure(
             f"CIFAR-100 cannot be downloaded: {getattr(err, 'reason', err)}",
             where=url,

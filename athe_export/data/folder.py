@@ -77,7 +77,7 @@ class ImageFolder:
                 (path, label)
                 for label, name in enumerate(self.class_names)
                 for path in sorted((self.folder / split / name).iterdir())
-                if path.suffix.lower() in SUFFIXES
+                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
             ]
             for split in self.splits
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +54,10 @@ def read_reference(content: bytes, where: str) -> Reference:
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return Reference(arrays["ids"], arrays["labels"], arrays["logits"], arrays["scores"])
-    except (OSError, ValueError, KeyError) as err:
+            found = Reference(arrays["ids"], arrays["labels"], arrays["logits"], arrays["scores"])
+        images = found.logits.shape[1:2]
+        if found.logits.ndim != 3 or not found.ids.shape == found.labels.shape == found.scores.shape == images:
+            raise ValueError("its arrays do not belong together")
+        return found
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as err:
         raise BundleIntegrityError(f"is not a reference file: {err}", where=where, remedy="build the bundle again") from None

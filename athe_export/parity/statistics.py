@@ -31,7 +31,7 @@ def paired_difference(lost: int, won: int, images: int, confidence: float) -> In
     difference = (lost - won) / total
     variance = ((lost + won + 1) / total - difference**2) / total
     margin = NormalDist().inv_cdf(confidence) * math.sqrt(variance)
-    return Interval(difference - margin, difference + margin)
+    return Interval(max(-1.0, difference - margin), min(1.0, difference + margin))
 
 
 def proportion(hits: int, images: int, confidence: float) -> Interval:
