@@ -58,7 +58,8 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
                 folder / "ready.onnx",
                 result,
                 op_types_to_quantize=["MatMul", "Gemm"],
-                nodes_to_exclude=[*keep, *_products(graph)],
+                # the library splits a Gemm into MatMul and Add first, and excludes by the name it gives then
+                nodes_to_exclude=[*(f"{layer}_MatMul" for layer in keep), *keep, *_products(graph)],
                 per_channel=True,
                 reduce_range=spec.reduce_range,
                 weight_type=QuantType.QInt8,
@@ -147,7 +148,7 @@ def _products(graph: OnnxGraph) -> list[str]:
 
 
 def _require_coverage(before: OnnxGraph, after: OnnxGraph, keep: list[str], scheme: str) -> None:
-    """Every layer that was asked to be int8 is: nothing stays float unnamed."""
+    """Every layer that was asked to be int8 is, and none that was to stay float: nothing unnamed either way."""
     wanted = {node.name for node, _ in weighted_nodes(before.model)} - set(keep)
     if scheme == "dynamic_wi8_afp32":
         wanted -= {n.name for n in before.model.graph.node if n.op_type == "Conv"}
@@ -158,3 +159,5 @@ def _require_coverage(before: OnnxGraph, after: OnnxGraph, keep: list[str], sche
             where=after.role,
             remedy="name them in targets.onnx.quantize.keep_float if that is acceptable",
         )
+    if broken := sorted(done & set(keep)):
+        raise ExportError(f"layers became int8 that were to stay float: {', '.join(broken[:8])}", where=after.role)
