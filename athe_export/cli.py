@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from athe_export import __version__, console
 from athe_export.dependencies import JOBS, installed_version, require
-from athe_export.errors import AtheExportError, EnvironmentFailure, GateFailed, GateInconclusive, UsageError
+from athe_export.errors import AtheExportError, EnvironmentFailure, GateFailed, GateInconclusive, Interrupted, UsageError
 
 app = typer.Typer(
     name="athe-export",
@@ -23,7 +23,12 @@ app = typer.Typer(
     help="An adaptive vision transformer, from a PyTorch checkpoint to a verified int8 bundle for small devices.",
     epilog="Start with: athe-export build recipes/quickstart.yaml",
 )
-recipes_app = typer.Typer(no_args_is_help=True, help="Shipped recipes: list them, copy one to start from.")
+recipes_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Shipped recipes: list them, copy one to start from.",
+    epilog="Examples: athe-export recipes list · athe-export recipes copy quickstart .",
+)
 app.add_typer(recipes_app, name="recipes")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -95,11 +100,16 @@ def verify(
         raise UsageError("--limit narrows the parity gate", where="--limit", remedy="add --data-root DIR")
     with console.Watch() as watch:
         report = verify_bundle(bundle, data_root, limit, watch.progress)
+    if report.verdict in ("fail", "inconclusive"):
+        if not as_json:
+            console.print_verify(report)
+        error = GateFailed if report.verdict == "fail" else GateInconclusive
+        lines = "\n".join(f"  {line}" for line in report.broken)
+        word = "does not hold here" if report.verdict == "fail" else "cannot be decided with so few images"
+        raise error(
+            f"the bundle's promise {word}:\n{lines}", where=str(bundle), remedy=report.remedy, report=report.to_json()
+        )
     console.print_json(report.to_json()) if as_json else console.print_verify(report)
-    if report.verdict == "fail":
-        raise typer.Exit(GateFailed.exit_code)
-    if report.verdict == "inconclusive":
-        raise typer.Exit(GateInconclusive.exit_code)
 
 
 @app.command(epilog="Examples: athe-export inspect BUNDLE · athe-export inspect BUNDLE --json")
@@ -226,20 +236,29 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 def main() -> None:
     """Entry point: every failure ends in one message and a documented exit code."""
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:  # said already; the interpreter would try again as it ends, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         result = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()  # a full disk behind stdout is met here, while it can still be said
+    except SystemExit:  # the way out that Typer and Rich take where nobody reads stdout any more
+        return 0
     except AtheExportError as error:
         return _failed(error, as_json)
     except TyperException as error:
-        return _failed(UsageError(error.format_message(), remedy="athe-export --help lists verbs and options"), as_json)
+        if not error.format_message():  # no verb was given: the help was printed in its place
+            return UsageError.exit_code
+        return _failed(UsageError(error.format_message()), as_json)
     except (KeyboardInterrupt, typer.Abort):
-        console.err.print("interrupted")
-        return 130
+        return _failed(Interrupted("interrupted"), as_json)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return 0
@@ -247,8 +266,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("ATHE_DEBUG"):
             raise
-        remedy = "this is our bug: please report it with the output of ATHE_DEBUG=1"
-        return _failed(AtheExportError(f"{type(error).__name__}: {error}", remedy=remedy), as_json)
+        return _failed(AtheExportError(f"{type(error).__name__}: {error}"), as_json)
     return result if isinstance(result, int) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -101,12 +102,13 @@ def say(text: str) -> None:
 
 def print_error(error: AtheExportError, as_json: bool) -> None:
     """What, where, what next; on stdout too where JSON was asked for."""
-    if as_json:
-        print_json({"error": error.to_json()})
     lines = [f"error: {error.what}"]
     lines += [f"  at: {error.where}"] if error.where else []
-    lines += [f"  next: {error.remedy}"] if error.remedy else []
+    lines.append(f"  next: {error.remedy}")
     err.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        with contextlib.suppress(OSError):  # stdout itself may be what is broken
+            print_json({"error": error.to_json(), **error.report})
 
 
 def print_build(output: Path, manifest: Manifest, seconds: float) -> None:

@@ -19,7 +19,7 @@ class Job:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        return tuple(m for m in self.modules if importlib.util.find_spec(m) is None)
+        return tuple(m for m in self.modules if not installed(m))
 
     @property
     def remedy(self) -> str:
@@ -32,6 +32,14 @@ JOBS = (
     Job("train checkpoints", ("torch", "safetensors"), "build"),
 )
 _DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+
+
+def installed(module: str) -> bool:
+    """Whether the module can be found; nothing is imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # an import hook refuses it, or a half-removed install
+        return False
 
 
 def require(name: str) -> None:

@@ -5,6 +5,7 @@ The command line formats them once (`cli.py`); nothing below it prints or exits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,12 +24,14 @@ class AtheExportError(Exception):
     Args:
         what: what is wrong, one sentence or a list of lines.
         where: file, key or value it was found at.
-        remedy: what to do next.
+        remedy: what to do next; where it is left out the class's own `remedy_of_kind` is said.
         files: per-file findings (bundle integrity).
+        report: fields that stand beside `error` in the JSON document, e.g. the parity of a missed gate.
     """
 
     exit_code: ClassVar[int] = 1
     kind: ClassVar[str] = "internal"
+    remedy_of_kind: ClassVar[str] = "this is our bug: please report it with the output of ATHE_DEBUG=1"
 
     def __init__(
         self,
@@ -37,9 +40,12 @@ class AtheExportError(Exception):
         where: str | None = None,
         remedy: str | None = None,
         files: tuple[FileProblem, ...] = (),
+        report: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(what)
-        self.what, self.where, self.remedy, self.files = what, where, remedy, files
+        self.what, self.where, self.files = what, where, files
+        self.remedy = remedy or self.remedy_of_kind
+        self.report = dict(report or {})
 
     def to_json(self) -> dict[str, Any]:
         """The documented `error` object."""
@@ -55,51 +61,69 @@ class AtheExportError(Exception):
 
 class UsageError(AtheExportError):
     exit_code, kind = 2, "usage"
+    remedy_of_kind = "athe-export --help lists verbs and options"
 
 
 class RecipeError(AtheExportError):
     exit_code, kind = 2, "recipe"
+    remedy_of_kind = "mend the recipe; `athe-export schema` prints its JSON Schema"
 
 
 class ImageError(AtheExportError):
     exit_code, kind = 2, "image"
+    remedy_of_kind = "give a JPEG or PNG"
 
 
 class CheckpointError(AtheExportError):
     exit_code, kind = 2, "checkpoint"
+    remedy_of_kind = "give another checkpoint with --checkpoint"
 
 
 class CalibrationError(AtheExportError):
     exit_code, kind = 2, "calibration"
+    remedy_of_kind = "make a new calibration set with scripts/make_calibration.py"
 
 
 class GateFailed(AtheExportError):
     exit_code, kind = 3, "gate_failed"
+    remedy_of_kind = "build again with other quantization settings"
 
 
 class GateInconclusive(AtheExportError):
     exit_code, kind = 4, "gate_inconclusive"
+    remedy_of_kind = "gate on more images"
 
 
 class BundleIntegrityError(AtheExportError):
     exit_code, kind = 5, "bundle_integrity"
+    remedy_of_kind = "copy the bundle again from where it was built, or build it again"
 
 
 class MissingDependency(AtheExportError):
     exit_code, kind = 6, "missing_dependency"
+    remedy_of_kind = "athe-export doctor says what is missing and the command that installs it"
 
 
 class DatasetError(AtheExportError):
     exit_code, kind = 6, "dataset"
+    remedy_of_kind = "give the folder of a complete dataset with --data-root or ATHE_DATA_ROOT"
 
 
 class EnvironmentFailure(AtheExportError):
     exit_code, kind = 7, "environment"
+    remedy_of_kind = "check that the place exists, may be written and has space left"
 
 
 class ExportError(AtheExportError):
     exit_code, kind = 8, "export"
+    remedy_of_kind = "please report it with the recipe and the output of athe-export doctor --json"
 
 
 class TrainingError(AtheExportError):
     exit_code, kind = 8, "training"
+    remedy_of_kind = "please report it with the recipe and the output of athe-export doctor --json"
+
+
+class Interrupted(AtheExportError):
+    exit_code, kind = 130, "interrupted"
+    remedy_of_kind = "run the same command again; nothing was put in place"

@@ -98,7 +98,7 @@ def run_build(
                 manifest = _gate(manifest, staged, expected, routing, dataset, watch.progress)
         with timer.stage("verify"):
             manifest = _finish(staged, manifest)
-        _promote(staged, manifest)
+        _promote(staged, BuildResult(staged.folder, manifest, tuple(timer.seconds)))
     return BuildResult(output, manifest, tuple(timer.seconds))
 
 
@@ -217,7 +217,8 @@ def _finish(staged: StagedBundle, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _promote(staged: StagedBundle, manifest: Manifest) -> None:
+def _promote(staged: StagedBundle, result: BuildResult) -> None:
+    manifest = result.manifest
     if manifest.verdict in (FAIL, INCONCLUSIVE):
         staged.keep()
         assert manifest.parity is not None
@@ -228,6 +229,7 @@ def _promote(staged: StagedBundle, manifest: Manifest) -> None:
             where=str(staged.folder),
             remedy="the staging folder is kept for inspection and the previous bundle is untouched; keep sensitive "
             "layers float (targets.onnx.quantize.keep_float), change the calibrator, or use more gate images",
+            report=result.to_json(),
         )
     staged.promote()
 

@@ -33,6 +33,27 @@ class VerifyReport:
         golden = "pass" if all(g.passed for g in self.golden) else FAIL
         return worst([golden, *([self.parity.verdict] if self.parity else [])])
 
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """What did not hold, a line each: graphs on the golden images, then limits of the gate."""
+        golden = [
+            f"{g.target} {g.role} {g.precision} differs from the golden outputs by {g.max_abs_diff:.3g}, {g.tolerance:g} "
+            f"is allowed" + ("" if g.same_top1 else ", and decides differently")
+            for g in self.golden
+            if not g.passed
+        ]
+        limits = self.parity.limits if self.parity else ()
+        return (*golden, *(limit.said() for limit in limits if limit.verdict != "pass"))
+
+    @property
+    def remedy(self) -> str:
+        """What to do about `broken`."""
+        if not all(g.passed for g in self.golden):
+            return "install the versions in the manifest's tools, or build the bundle on this kind of machine"
+        if self.verdict == FAIL:
+            return "do not use this bundle here; build it again with sensitive layers float"
+        return "gate on more images: raise --limit or leave it out"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict,

@@ -9,7 +9,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from athe_export.errors import BundleIntegrityError
+from athe_export.errors import BundleIntegrityError, FileProblem
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -142,8 +142,8 @@ def parse_manifest(text: str, where: str) -> Manifest:
     """
     try:
         content = json.loads(text)
-    except ValueError as err:
-        raise BundleIntegrityError(f"the manifest is not JSON: {err}", where=where, remedy=_AGAIN) from None
+    except (ValueError, RecursionError) as err:
+        raise BundleIntegrityError(f"the manifest is not JSON: {err}", where=where, files=_CHANGED) from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleIntegrityError(
@@ -153,11 +153,11 @@ def parse_manifest(text: str, where: str) -> Manifest:
         )
     try:
         return _as(Manifest, content, "manifest")
-    except (TypeError, KeyError, ValueError) as err:
-        raise BundleIntegrityError(f"the manifest is malformed: {err}", where=where, remedy=_AGAIN) from None
+    except TypeError as err:
+        raise BundleIntegrityError(f"the manifest is malformed: {err}", where=where, files=_CHANGED) from None
 
 
-_AGAIN = "copy the bundle again from where it was built"
+_CHANGED = (FileProblem(MANIFEST, "changed"),)
 
 
 def _as(kind: Any, value: Any, where: str) -> Any:
@@ -192,5 +192,5 @@ def _object(cls: type[T], value: Any, where: str) -> T:
         if f.name in value:
             values[f.name] = _as(hints[f.name], value[f.name], f"{where}.{f.name}")
         elif f.default is dataclasses.MISSING:
-            raise KeyError(f"{where}.{f.name} is missing")
+            raise TypeError(f"{where}.{f.name} is missing")
     return cls(**values)

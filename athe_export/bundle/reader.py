@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from athe_export.bundle.consistency import inconsistencies
 from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, FileEntry, Manifest, parse_manifest
 from athe_export.errors import BundleIntegrityError, FileProblem
 
@@ -73,16 +75,17 @@ def open_bundle(path: Path) -> Bundle:
             remedy="give the folder that holds manifest.json",
             files=(FileProblem(MANIFEST, "missing"),),
         )
-    texts = {}
+    contents, texts = {}, {}
     for name in (MANIFEST, MANIFEST_DIGEST):
         try:
-            texts[name] = (path / name).read_text(encoding="utf-8")
+            contents[name] = (path / name).read_bytes()
+            texts[name] = contents[name].decode()
         except (OSError, UnicodeDecodeError):
             raise BundleIntegrityError(
                 f"{name} is missing or unreadable", where=str(path), remedy=_AGAIN, files=(FileProblem(name, "missing"),)
             ) from None
     manifest = parse_manifest(texts[MANIFEST], str(path / MANIFEST))
-    digest = hashlib.sha256(texts[MANIFEST].encode()).hexdigest()
+    digest = hashlib.sha256(contents[MANIFEST]).hexdigest()
     if texts[MANIFEST_DIGEST].split()[:1] != [digest]:
         raise BundleIntegrityError(
             f"{MANIFEST} does not match {MANIFEST_DIGEST}",
@@ -90,16 +93,23 @@ def open_bundle(path: Path) -> Bundle:
             remedy=_AGAIN,
             files=(FileProblem(MANIFEST, "changed"),),
         )
-    for entry in [*manifest.files, *(FileEntry(g.file, g.role, g.bytes, g.sha256) for g in manifest.graphs)]:
-        _require_contained(path, entry.path)
+    for name in [MANIFEST, MANIFEST_DIGEST, *(f.path for f in manifest.files), *(g.file for g in manifest.graphs)]:
+        _require_contained(path, name)
+    if problems := inconsistencies(manifest):
+        raise BundleIntegrityError(
+            "the manifest contradicts itself:\n" + "\n".join(f"  {p}" for p in problems), where=str(path / MANIFEST)
+        )
     return Bundle(path, manifest)
 
 
 def _require_contained(bundle: Path, name: str) -> None:
     pure = PurePosixPath(name)
-    escapes = pure.is_absolute() or ".." in pure.parts or "\\" in name or not name or ":" in name
+    escapes = pure.is_absolute() or ".." in pure.parts or not name or any(c in name for c in "\\:\0")
     if not escapes:
-        escapes = not (bundle / name).resolve().is_relative_to(bundle.resolve())
+        try:
+            escapes = not (bundle / name).resolve().is_relative_to(bundle.resolve())
+        except (OSError, RuntimeError):  # a loop of links leads nowhere
+            escapes = True
     if escapes:
         raise BundleIntegrityError(
             f"a path leaves the bundle: {name!r}",
@@ -110,15 +120,18 @@ def _require_contained(bundle: Path, name: str) -> None:
 
 
 def _content(bundle: Path, entry: FileEntry) -> bytes | str:
-    """The file's bytes, or the problem with it."""
+    """The file's bytes, or the problem with it; a file of another size, or a pipe, is not read at all."""
+    path = bundle / entry.path
     try:
-        content = (bundle / entry.path).read_bytes()
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size != entry.bytes:
+            return "changed"
+        content = path.read_bytes()
     except FileNotFoundError:
         return "missing"
     except OSError:
         return "changed"
-    same = len(content) == entry.bytes and hashlib.sha256(content).hexdigest() == entry.sha256
-    return content if same else "changed"
+    return content if hashlib.sha256(content).hexdigest() == entry.sha256 else "changed"
 
 
 def _files_below(folder: Path) -> list[str]:

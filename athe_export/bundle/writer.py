@@ -80,10 +80,13 @@ def staged_bundle(output: Path) -> Iterator[StagedBundle]:
         EnvironmentFailure: another build is writing it, or the place cannot be written.
     """
     with said_plainly(output):
+        output = output.resolve()  # a link to a bundle stays one: what it leads to is exchanged
         output.parent.mkdir(parents=True, exist_ok=True)
-        if _previous(output).exists() and not output.exists():
-            os.rename(_previous(output), output)  # a kill between the two renames of `_exchange`
-        if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).exists()):
+        if (
+            output == output.parent
+            or output.is_file()
+            or (output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).exists())
+        ):
             raise EnvironmentFailure(
                 "the output exists and is not a bundle; it is left alone",
                 where=str(output),
@@ -101,6 +104,8 @@ def staged_bundle(output: Path) -> Iterator[StagedBundle]:
     try:
         staged = StagedBundle(output)
         with said_plainly(staged.folder):
+            if _previous(output).exists() and not output.exists():
+                os.rename(_previous(output), output)  # a kill between the two renames of `_exchange`
             if staged.folder.exists():
                 shutil.rmtree(staged.folder)
             staged.folder.mkdir()

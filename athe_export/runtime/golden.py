@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,16 +68,24 @@ def read_golden(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
     """The arrays of golden.npz; never unpickles.
 
     Raises:
-        BundleIntegrityError: absent or not such a file.
+        BundleIntegrityError: absent, not such a file, or not an output for every image.
     """
     entry = bundle.manifest.file_of("golden")
     if entry is None:
         raise BundleIntegrityError("the manifest names no golden images", where=str(bundle.path))
+    graphs = {key(g.target, g.role, g.precision): g.outputs[0].shape for g in bundle.manifest.graphs}
     try:
-        with np.load(io.BytesIO(bundle.read(entry.path)), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError) as err:
+        with np.load(io.BytesIO(bundle.read(entry.path)), allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in ("images", *graphs)}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as err:
         raise BundleIntegrityError(f"golden images are unreadable: {err}", where=entry.path) from None
+    images, side = arrays["images"], bundle.manifest.preprocessing.source_size
+    wrong = [n for n, shape in graphs.items() if arrays[n].shape != (len(images), math.prod(shape))]
+    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or not len(images) or wrong:
+        raise BundleIntegrityError(
+            "golden images and outputs do not belong together: " + (", ".join(wrong) or "images"), where=entry.path
+        )
+    return arrays
 
 
 def check_golden(bundle: Bundle) -> tuple[tuple[GoldenResult, ...], dict[str, str]]:
@@ -92,8 +103,6 @@ def check_golden(bundle: Bundle) -> tuple[tuple[GoldenResult, ...], dict[str, st
         if target in missing:
             continue
         for name, found in golden_outputs(bundle, target, images).items():
-            if name not in stored:
-                raise BundleIntegrityError(f"golden outputs of {name} are absent", where=str(bundle.path))
             results.append(_compare(bundle.manifest, name, stored[name], found))
     return tuple(results), missing
 

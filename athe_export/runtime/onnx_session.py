@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import numpy.typing as npt
 
+from athe_export.dependencies import installed
 from athe_export.errors import BundleIntegrityError, MissingDependency, UsageError
 from athe_export.preprocessing import Tensor
 
@@ -14,7 +13,7 @@ REMEDY = 'pip install "athe-export[onnx]"'
 
 
 def onnxruntime_available() -> bool:
-    return importlib.util.find_spec("onnxruntime") is not None
+    return installed("onnxruntime")
 
 
 class OnnxSession:

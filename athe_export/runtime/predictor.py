@@ -151,7 +151,11 @@ def labels_of(bundle: Bundle) -> tuple[str, ...]:
     entry = bundle.manifest.file_of("labels")
     if entry is None:
         raise BundleIntegrityError("the manifest names no labels", where=str(bundle.path))
-    return tuple(bundle.read(entry.path).decode().split("\n")[:-1])
+    labels = tuple(bundle.read(entry.path).decode(errors="replace").split("\n")[:-1])
+    for graph in (g for g in bundle.manifest.graphs if g.role != "router"):
+        if graph.outputs[0].shape[-1:] != (len(labels),):
+            raise BundleIntegrityError(f"{len(labels)} labels do not fit {graph.file}", where=str(bundle.path / entry.path))
+    return labels
 
 
 def resolve_target(manifest: Manifest, target: str) -> str:
@@ -204,5 +208,8 @@ def _choose(manifest: Manifest, target: str, precision: str) -> dict[str, GraphE
 
 def _checked(image: npt.NDArray[Any]) -> Pixels:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UsageError(f"pixels must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+        raise UsageError(
+            f"pixels must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}",
+            remedy="convert them with Pillow",
+        )
     return image

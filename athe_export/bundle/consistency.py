@@ -1,0 +1,110 @@
+"""Whether a manifest hangs together: a well-typed one can still name a graph that is not there. Standard library alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from athe_export.bundle.manifest import Manifest
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_RESIZE = ("bicubic", "bilinear")
+_LIMITS = ("max_top1_drop_pp", "min_agreement", "min_router_agreement", "confidence")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def inconsistencies(manifest: Manifest) -> list[str]:
+    """Everything that would stop a runtime half-way; empty for a manifest that can be used."""
+    return [
+        *_roles(manifest),
+        *_files(manifest),
+        *_graphs(manifest),
+        *_preprocessing(manifest),
+        *_gate(manifest),
+        *_parity(manifest),
+    ]
+
+
+def _roles(m: Manifest) -> Iterator[str]:
+    names = [b.name for b in m.branches]
+    if len(set(names)) != len(names) or not all(_NAME.fullmatch(n) and n != "router" for n in names):
+        yield f"branch names clash or are not names: {names}"
+    if not names or (len(names) > 1) != (m.router is not None):
+        yield f"{len(names)} branches {'with a' if m.router else 'without'} router"
+    if m.router is None:
+        return
+    for target in ("reference", *dict.fromkeys(g.target for g in m.graphs)):
+        bounds = m.router.bounds.get(target)
+        if bounds is None or len(bounds) != len(names) - 1 or list(bounds) != sorted(bounds):
+            yield f"router.bounds.{target} must be {len(names) - 1} ascending bounds, not {bounds}"
+
+
+def _files(m: Manifest) -> Iterator[str]:
+    paths = [f.path for f in m.files]
+    if len(set(paths)) != len(paths):
+        yield "files lists a path twice"
+    listed = {f.path: (f.bytes, f.sha256) for f in m.files}
+    for g in m.graphs:
+        if listed.get(g.file) != (g.bytes, g.sha256):
+            yield f"graph {g.file} is not among the files with the same bytes and sha256"
+
+
+def _graphs(m: Manifest) -> Iterator[str]:
+    roles = {*(["router"] if m.router else []), *(b.name for b in m.branches)}
+    if not m.graphs:
+        yield "there are no graphs"
+    for target in dict.fromkeys(g.target for g in m.graphs):
+        found = {g.role for g in m.graphs if g.target == target}
+        if found != roles:
+            yield f"target {target} has graphs of {sorted(found)}, the roles are {sorted(roles)}"
+    tolerance = m.golden.get("tolerance")
+    for g in m.graphs:
+        if len(g.inputs) != 1 or len(g.outputs) != 1 or g.inputs[0].shape != (1, 3, *g.inputs[0].shape[-1:] * 2):
+            yield f"graph {g.file} must have one input [1, 3, size, size] and one output"
+        if not isinstance(tolerance, dict) or not _number(tolerance.get(g.precision)):
+            yield f"golden.tolerance.{g.precision} is missing"
+
+
+def _preprocessing(m: Manifest) -> Iterator[str]:
+    p = m.preprocessing
+    if p.resize not in _RESIZE or len(p.mean) != 3 or len(p.std) != 3 or not all(p.std):
+        yield "preprocessing: resize, mean or std is unknown here"
+    if p.source_size < 1 or not p.sizes or min(p.sizes) < 1:
+        yield "preprocessing: sizes must be positive"
+
+
+def _gate(m: Manifest) -> Iterator[str]:
+    limits = m.gate.get("limits")
+    if not isinstance(limits, dict) or set(limits) < set(_LIMITS) or not all(_number(limits[k]) for k in _LIMITS):
+        yield f"gate.limits must hold {', '.join(_LIMITS)}"
+    if not isinstance(m.gate.get("split"), str):
+        yield "gate.split must be a name"
+    for where, key, value in (
+        ("dataset", "name", m.dataset.get("name")),
+        ("dataset", "sha256", m.dataset.get("sha256")),
+        ("recipe", "sha256", m.recipe.get("sha256")),
+    ):
+        if not isinstance(value, str) or (key == "sha256" and not _SHA256.fullmatch(value)):
+            yield f"{where}.{key} is missing"
+    if "sha256" not in m.checkpoint:
+        yield "checkpoint.sha256 is missing"
+
+
+def _parity(m: Manifest) -> Iterator[str]:
+    if m.parity is None:
+        return
+    reference, targets, names = m.parity.get("reference"), m.parity.get("targets"), {b.name for b in m.branches}
+    if not isinstance(reference, dict) or not _number(reference.get("top1")) or not isinstance(targets, dict):
+        yield "parity must hold reference.top1 and targets"
+        return
+    for target, found in targets.items():
+        parts = [found.get("share"), found.get("branches")] if isinstance(found, dict) else [None]
+        if not all(isinstance(p, dict) and set(p) == names for p in parts):
+            yield f"parity.targets.{target} must hold share and branches for {', '.join(sorted(names))}"
+        elif not _number(found.get("top1")) or not _number(found.get("agreement")):
+            yield f"parity.targets.{target} must hold top1 and agreement"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
