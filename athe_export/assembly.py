@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import version
+
 from athe_export.bundle.manifest import (
     SCHEMA_VERSION,
     BranchEntry,
@@ -11,15 +14,14 @@ from athe_export.bundle.manifest import (
     PruneEntry,
     RouterEntry,
 )
+from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import StagedBundle
 from athe_export.data.calibration import BranchShare
-from athe_export.data.source import Dataset
 from athe_export.errors import RecipeError
 from athe_export.parity.gate import NOT_GATED
-from athe_export.preprocessing import Pixels
 from athe_export.recipe import BranchSpec, RecipeFile
-from athe_export.runtime.golden import TOLERANCE
-from athe_export.system import CalibrationImages, Routing, System
+from athe_export.runtime.golden import TOLERANCE, golden_bytes, golden_outputs
+from athe_export.system import Prepared, Routing, System
 from athe_export.targets.onnx.graph import OnnxGraph
 
 GOLDEN_PER_BRANCH = 4
@@ -36,38 +38,46 @@ def add_graph(staged: StagedBundle, graph: OnnxGraph) -> GraphEntry:
     )  # fmt: skip
 
 
-def add_labels(staged: StagedBundle, dataset: Dataset, classes: int) -> None:
+def add_labels(staged: StagedBundle, prepared: Prepared) -> None:
     """labels.txt, one class a line.
 
     Raises:
         RecipeError: the model and the dataset disagree on the number of classes.
     """
-    names = dataset.class_names
+    names, classes = prepared.dataset.class_names, prepared.file.recipe.model.classes
     if len(names) != classes:
         raise RecipeError(
-            f"the model has {classes} classes, {dataset.name} has {len(names)}",
+            f"the model has {classes} classes, {prepared.dataset.name} has {len(names)}",
             where="model.classes",
             remedy=f"set model.classes to {len(names)} with a checkpoint trained on them",
         )
     staged.add("labels.txt", "labels", "".join(f"{n}\n" for n in names).encode())
 
 
-def golden_sources(images: CalibrationImages, routing: Routing) -> list[Pixels]:
-    """A few images of every branch's calibration share, at source size."""
-    return [images.sources[p] for share in routing.shares for p in share.positions[:GOLDEN_PER_BRANCH]]
+def add_golden(staged: StagedBundle, prepared: Prepared) -> None:
+    """golden.npz: a few calibration images of every branch, with torch's outputs and those of the staged graphs."""
+    images, routing = prepared.images, prepared.routing
+    chosen = [images.sources[p] for share in routing.shares for p in share.positions[:GOLDEN_PER_BRANCH]]
+    logits, scores = prepared.reference.outputs(chosen)
+    outputs = {f"reference/{b.name}": x for b, x in zip(prepared.file.recipe.branches, logits, strict=True)}
+    if routing.policy is not None:
+        outputs["reference/router"] = scores[:, None]
+    bundle = open_bundle(staged.folder)
+    for target in dict.fromkeys(g.target for g in bundle.manifest.graphs):
+        outputs |= golden_outputs(bundle, target, chosen)
+    staged.add("golden.npz", "golden", golden_bytes(chosen, outputs))
 
 
-def draft_manifest(
-    file: RecipeFile,
-    system: System,
-    routing: Routing,
-    images: CalibrationImages,
-    dataset: Dataset,
-    graphs: tuple[GraphEntry, ...],
-    tools: dict[str, str],
-) -> Manifest:
+def tool_versions() -> dict[str, str]:
+    """Versions of everything that shapes a bundle."""
+    names = ("athe-export", "torch", "onnx", "onnxruntime", "onnxsim", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def draft_manifest(prepared: Prepared, graphs: tuple[GraphEntry, ...]) -> Manifest:
     """The manifest before the gate, verdict `not_gated`."""
-    recipe, preprocessing = file.recipe, images.preprocessing
+    file, system, routing, images = prepared.file, prepared.system, prepared.routing, prepared.images
+    recipe, preprocessing, dataset = file.recipe, images.preprocessing, prepared.dataset
     sizes = tuple(sorted({source.image_size for source in system.sources}))
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -81,7 +91,7 @@ def draft_manifest(
             "ids_sha256": images.found.ids_sha256,
             "pixels_sha256": images.found.pixels_sha256,
         },
-        tools=tools,
+        tools=tool_versions(),
         preprocessing=PreprocessingEntry(
             preprocessing.source_size,
             preprocessing.resize,

@@ -41,9 +41,10 @@ class CalibrationImages:
     sources: tuple[Pixels, ...]
     preprocessing: Preprocessing
 
-    def tensors(self, share: BranchShare | None, size: int) -> Iterator[Tensor]:
-        """Streams a branch's images (all of them without a share) as float32 [1, 3, size, size]."""
+    def tensors(self, share: BranchShare | None, size: int, limit: int | None = None) -> Iterator[Tensor]:
+        """Streams a branch's images (all of them without a share), `limit` at most, as float32 [1, 3, size, size]."""
         positions = range(len(self.sources)) if share is None else share.positions
+        positions = positions[:limit]
         return (self.preprocessing.tensor(self.sources[p], size) for p in positions)
 
 
@@ -83,6 +84,18 @@ class Routing:
     policy: RouterPolicy | None
     shares: tuple[BranchShare, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All inputs of a build, checked: what every later stage reads and none changes."""
+
+    file: RecipeFile
+    dataset: Dataset
+    images: CalibrationImages
+    system: System
+    reference: TorchReference
+    routing: Routing
 
 
 def fit_routing(

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from athe_export.bundle.manifest import Manifest
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.data.source import Progress, no_progress, open_dataset
 from athe_export.errors import BundleIntegrityError, DatasetError, MissingDependency, UsageError
-from athe_export.parity.answers import target_answers
-from athe_export.parity.gate import FAIL, GateLimits, ParityReport, judge, worst
+from athe_export.parity.gate import FAIL, ParityReport, worst
 from athe_export.parity.reference import Reference, read_reference
+from athe_export.parity.run import run_gate
 from athe_export.runtime.golden import GoldenResult, check_golden
 from athe_export.runtime.onnx_session import REMEDY
-from athe_export.runtime.predictor import RoutedGraphs, preprocessing_of
-from athe_export.runtime.routing import RouterPolicy
+from athe_export.runtime.predictor import preprocessing_of
 
 
 @dataclass(frozen=True)
@@ -99,14 +97,6 @@ def check_preprocessing(bundle: Bundle) -> None:
         )
 
 
-def limits_of(manifest: Manifest) -> GateLimits:
-    return GateLimits(**manifest.gate["limits"])
-
-
-def reference_policy(manifest: Manifest) -> RouterPolicy | None:
-    return RouterPolicy(manifest.router.bounds["reference"]) if manifest.router else None
-
-
 def _gate(bundle: Bundle, targets: tuple[str, ...], data_root: Path, limit: int | None, progress: Progress) -> ParityReport:
     manifest = bundle.manifest
     reference = _reference(bundle).first(limit)
@@ -118,16 +108,7 @@ def _gate(bundle: Bundle, targets: tuple[str, ...], data_root: Path, limit: int 
             where=str(data_root),
             remedy="give the dataset that the bundle was gated on",
         )
-    preprocessing = preprocessing_of(manifest)
-    answers = {}
-    for target in targets:
-        graphs = RoutedGraphs(bundle, target, "int8")
-        title = f"{target} int8 on the gate's images"
-        answers[target] = target_answers(
-            graphs, preprocessing, dataset, manifest.gate["split"], reference.ids, progress, title
-        )
-    names = tuple(b.name for b in manifest.branches)
-    return judge(reference, reference_policy(manifest), answers, names, limits_of(manifest))
+    return run_gate(bundle, reference, dataset, targets, progress)
 
 
 def _reference(bundle: Bundle) -> Reference:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from athe_export.targets.onnx.graph import OnnxGraph, count_mmacs, require_stati
 MAX_ERROR = 1e-4
 
 
-def export(source: BranchGraphSource, opset: int, images: tuple[Tensor, ...]) -> OnnxGraph:
+def export(source: BranchGraphSource, opset: int, images: Iterable[Tensor]) -> OnnxGraph:
     """Traces `source` at batch 1.
 
     Args:
@@ -60,7 +60,7 @@ def export(source: BranchGraphSource, opset: int, images: tuple[Tensor, ...]) ->
     return graph
 
 
-def require_equal(graph: OnnxGraph, source: BranchGraphSource, images: tuple[Tensor, ...], stage: str) -> None:
+def require_equal(graph: OnnxGraph, source: BranchGraphSource, images: Iterable[Tensor], stage: str) -> None:
     """Raises ExportError unless the fp32 graph gives torch's outputs within 1e-4 on every image."""
     session = OnnxSession(graph.model.SerializeToString())
     for index, image in enumerate(images):

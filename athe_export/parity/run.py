@@ -1,0 +1,41 @@
+"""The gate, run: every target of an opened bundle over the gate's images, one at a time, as the device would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from athe_export.bundle.reader import Bundle
+from athe_export.data.source import Dataset, Progress
+from athe_export.parity.gate import GateLimits, ParityReport, TargetAnswers, judge
+from athe_export.parity.reference import Reference
+from athe_export.runtime.predictor import RoutedGraphs, preprocessing_of
+from athe_export.runtime.routing import RouterPolicy
+
+
+def run_gate(
+    bundle: Bundle, reference: Reference, dataset: Dataset, targets: Iterable[str], progress: Progress
+) -> ParityReport:
+    """Holds the int8 graphs of `targets` against the reference, by the limits in the manifest.
+
+    The same call gates a staged bundle where it is built and a copy of it on the device.
+    """
+    manifest = bundle.manifest
+    policy = RouterPolicy(manifest.router.bounds["reference"]) if manifest.router else None
+    answers = {target: _answers(bundle, target, reference, dataset, progress) for target in targets}
+    names = tuple(b.name for b in manifest.branches)
+    return judge(reference, policy, answers, names, GateLimits(**manifest.gate["limits"]))
+
+
+def _answers(bundle: Bundle, target: str, reference: Reference, dataset: Dataset, progress: Progress) -> TargetAnswers:
+    """Nothing larger than one image is held."""
+    graphs, preprocessing = RoutedGraphs(bundle, target, "int8"), preprocessing_of(bundle.manifest)
+    ids, split = reference.ids, bundle.manifest.gate["split"]
+    branch, answer = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
+    for position, index in enumerate(ids):
+        found = graphs.answer(preprocessing.source(dataset.image(split, int(index))), preprocessing)
+        branch[position], answer[position] = graphs.branches.index(found.branch), found.logits.argmax()
+        if position % 50 == 49 or position + 1 == len(ids):
+            progress(f"{target} int8 on the gate's images", position + 1, len(ids))
+    return TargetAnswers(branch, answer)
