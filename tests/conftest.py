@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,15 @@ def write_recipe(folder: Path, content: dict[str, Any]) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+@pytest.fixture(scope="session")
+def cifar_root() -> Path:
+    """The data root that holds the real CIFAR-100; tests of it are skipped where there is none."""
+    root = os.environ.get("ATHE_DATA_ROOT")
+    if not root or not (Path(root) / "cifar-100-python").is_dir():
+        pytest.skip("needs the real CIFAR-100: set ATHE_DATA_ROOT to a folder that holds cifar-100-python/")
+    return Path(root)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ class ImageFolder:
             if (classes := _subfolders(self.folder / split)) != self.class_names:
                 odd = sorted(set(classes) ^ set(self.class_names))
                 raise self._bad(f"split {split!r} has other classes: {', '.join(odd[:5])}", "give every split all classes")
+        for split in self.splits:
             if not self._files[split]:
                 raise self._bad(f"split {split!r} has no images", "put images into its class folders")
 
