@@ -10,7 +10,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +99,18 @@ class TrainingRun:
         self._restored: dict[str, Any] | None = None
         self._saved = time.monotonic()
 
-    def resume(self) -> bool:
-        """Loads the newest state; False where there is none."""
-        path = self.folder / "state.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
+    @property
+    def state(self) -> Path:
+        """The resumable state: there while a run is unfinished."""
+        return self.folder / "state.pt"
+
+    def resume(self) -> None:
+        """Continues from the newest state."""
+        state = torch.load(self.state, map_location=self.device, weights_only=True)
         load_tensors(self.model, state["tensors"])
         self.position = tuple(state["position"])
         self._restored = state
         self.report(f"resumed at phase {self.position[0] + 1}, epoch {self.position[1] + 1}, step {self.position[2]}")
-        return True
 
     def run(self) -> bool:
         """Trains to the end of the plan; False if the deadline came first.
@@ -156,7 +157,7 @@ class TrainingRun:
                 if not math.isfinite(value):
                     raise TrainingError(
                         f"loss is {value} in {phase.kind} epoch {epoch + 1}, step {step}, at learning rate {lr:.2e}",
-                        where=str(self.folder / "state.pt"),
+                        where=str(self.state),
                         remedy="lower train lr in the recipe; the named file is the last good state (--resume)",
                     )
                 total += value
@@ -233,7 +234,7 @@ class TrainingRun:
         return stop
 
     def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
-        staging = self.folder / "state.pt.part"
+        staging = self.state.with_suffix(".part")
         state = {
             "tensors": tensors_of(self.model),
             "optimiser": optimiser.state_dict() if optimiser else None,
@@ -243,18 +244,27 @@ class TrainingRun:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        staging.replace(self.folder / "state.pt")
+        staging.replace(self.state)
         self._saved = time.monotonic()
 
     def _log(self, phase: Phase, epoch: int, loss: float, speed: float) -> None:
-        row: dict[str, Any] = {"kind": phase.kind, "epoch": phase.first + epoch + 1, "loss": round(loss, 4)}
+        names = ["dense", *(b.name for b in self.model.recipe.branches)]
+        row: dict[str, Any] = {"phase": phase.kind, "epoch": phase.first + epoch + 1, "of": phase.group}
+        row |= {"loss": round(loss, 4), "images_per_second": round(speed)}
         if phase.kind != "router":
-            row |= dict(self._holdout_top1(phase))
-        self.report("  ".join(f"{k} {v}" for k, v in row.items()) + f"  {speed:.0f} images/s")
-        with (self.folder / "log.csv").open("a", newline="") as file:
-            csv.writer(file).writerow([f"{k}={v}" for k, v in row.items()])
+            row |= self._holdout_top1(phase)
+        shown = "  ".join(f"{name} {100 * row[name]:.2f}%" for name in names if name in row)
+        self.report(f"{phase.kind} {row['epoch']}/{phase.group}  loss {loss:.4f}  {shown}  {speed:.0f} images/s")
+        path = self.folder / "log.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, ["phase", "epoch", "of", "loss", "images_per_second", *names])
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
 
-    def _holdout_top1(self, phase: Phase) -> Iterator[tuple[str, float]]:
+    def _holdout_top1(self, phase: Phase) -> dict[str, float]:
+        """Top-1 on the held-out images: the dense path while it trains alone (at that phase's size), else every path."""
         if phase.kind == "dense":
             size = phase.spec.image_size or self.model.recipe.model.image_size
             self.model.eval()
@@ -263,8 +273,7 @@ class TrainingRun:
                 for pixels, label in self.corpus.holdout.batches(256):
                     logits = self.model.backbone(to_input(pixels.to(self.device), size, self.preprocessing))
                     right += int((logits.argmax(-1).cpu() == label).sum())
-            yield "dense", round(right / len(self.corpus.holdout), 4)
-            return
+            return {"dense": round(right / len(self.corpus.holdout), 4)}
         correct = branch_correct(self.model, self.corpus.holdout, self.preprocessing, self.device)
-        for name, column in zip(["dense", *(b.name for b in self.model.recipe.branches)], correct.T, strict=True):
-            yield name, round(float(column.mean()), 4)
+        names = ["dense", *(b.name for b in self.model.recipe.branches)]
+        return {name: round(float(column.mean()), 4) for name, column in zip(names, correct.T, strict=True)}

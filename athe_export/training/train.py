@@ -61,6 +61,8 @@ def train_recipe(
     """
     recipe = file.recipe
     output = output or _output_of(file)
+    folder = output.with_suffix(".run")
+    _check_state(folder, resume)
     began = time.monotonic()
     dataset = open_dataset(
         recipe.data.dataset, data_root, file.resolve(recipe.data.path) if recipe.data.path else None, progress
@@ -71,11 +73,10 @@ def train_recipe(
     if init is not None:
         _initialise_from(model, init, report)
     corpus = _corpus(file, dataset, preprocessing, progress)
-    folder = output.with_suffix(".run")
     deadline = None if max_minutes is None else began + 60 * max_minutes
     run = TrainingRun(model, corpus, preprocessing, folder, _device(device), report, deadline)
-    if resume and not run.resume():
-        raise UsageError("there is nothing to resume", where=str(folder), remedy="train without --resume")
+    if resume:
+        run.resume()
     complete = run.run()
     metrics = _metrics(model, dataset, preprocessing, corpus, _device(device), progress)
     metrics |= {
@@ -89,6 +90,8 @@ def train_recipe(
     }
     sha256 = save_checkpoint(output, model, {"name": recipe.name, "complete": complete})
     metrics["checkpoint_sha256"] = sha256
+    if complete:
+        run.state.unlink()
     output.with_suffix(".metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return TrainingResult(output, sha256, complete, metrics)
 
@@ -101,6 +104,18 @@ def _output_of(file: RecipeFile) -> Path:
             "names no checkpoint to write", where="checkpoint.path", remedy="set checkpoint.path, or pass --output"
         )
     return file.resolve(file.recipe.checkpoint.path)
+
+
+def _check_state(folder: Path, resume: bool) -> None:
+    unfinished = (folder / "state.pt").exists()
+    if resume and not unfinished:
+        raise UsageError("there is nothing to resume", where=str(folder), remedy="train without --resume")
+    if unfinished and not resume:
+        raise UsageError(
+            "an unfinished run is here; it is not overwritten",
+            where=str(folder),
+            remedy="continue it with --resume, or remove the folder to start afresh",
+        )
 
 
 def _device(name: str) -> torch.device:

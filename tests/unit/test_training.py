@@ -75,10 +75,19 @@ def test_a_killed_run_loses_its_last_steps_at_most(tiny: Callable[..., Path], tm
     state = torch.load(tmp_path / "k.run" / "state.pt", weights_only=True)
     assert state["position"][:2] >= [0, 1]
     lines: list[str] = []
-    train_recipe(
-        load_recipe(recipe), output=tmp_path / "k.safetensors", resume=True, max_minutes=0, report=lines.append
-    )
+    train_recipe(load_recipe(recipe), output=tmp_path / "k.safetensors", resume=True, max_minutes=0, report=lines.append)
     assert lines[0].startswith("resumed at phase 1, epoch")
+
+
+def test_an_unfinished_run_is_not_overwritten_and_a_finished_one_leaves_no_state(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    file, output = load_recipe(tiny(train=TRAIN | {"images": 16})), tmp_path / "a.safetensors"
+    train_recipe(file, output=output, max_minutes=0, report=quiet)
+    with pytest.raises(UsageError, match="an unfinished run is here"):
+        train_recipe(file, output=output, report=quiet)
+    assert train_recipe(file, output=output, resume=True, report=quiet).complete
+    assert [p.name for p in (tmp_path / "a.run").iterdir()] == ["log.csv"]
 
 
 def test_nothing_to_resume_is_said(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -121,7 +130,7 @@ def test_training_reduces_the_loss(tiny: Callable[..., Path], tmp_path: Path) ->
     longer = TRAIN | {"dense": [{"epochs": 12, "batch_size": 16, "lr": 0.003}], "warmup_epochs": 1}
     lines: list[str] = []
     train_recipe(load_recipe(tiny(train=longer)), output=tmp_path / "a.safetensors", report=lines.append)
-    losses = [float(line.split("loss ")[1].split()[0]) for line in lines if line.startswith("kind dense")]
+    losses = [float(line.split("loss ")[1].split()[0]) for line in lines if line.startswith("dense ")]
     assert losses[0] > 4.4 and losses[-1] < losses[0] - 0.5
     assert not any(math.isnan(x) for x in losses)
 
