@@ -253,7 +253,8 @@ def test_a_damaged_copy_in_the_cache_is_refused_with_how_to_fetch_it_again(
 ) -> None:
     """The cache of the user holds the archive of the tests, whose files are not the official ones."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fetch(site, tmp_path / "athe-export" / "data")
+    cache = tmp_path / "athe-export" / "data"
+    fetch(site, cache)
     with pytest.raises(DatasetError, match="truncated or changed") as caught:
         Cifar100.open(None)
-    assert caught.value.remedy == f"remove {tmp_path / 'athe-export' / 'data' / FOLDER}; the archive is then downloaded again"
+    assert caught.value.remedy == f"remove {cache / FOLDER}; the archive is then downloaded again"

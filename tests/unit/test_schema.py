@@ -134,7 +134,9 @@ def test_a_choice_outside_the_list_is_said_with_the_nearest_one() -> None:
 
 def test_an_unknown_key_is_said_with_the_likely_spelling_or_the_allowed_ones() -> None:
     assert problems(LEAST + "limmit: 3\n") == ["line 3: limmit: unknown key; did you mean 'limit'?"]
-    assert problems(LEAST + "layers: [{width: 1, zzz: 2}]\n") == ["line 3: layers[0].zzz: unknown key; allowed here: width, bias"]
+    assert problems(LEAST + "layers: [{width: 1, zzz: 2}]\n") == [
+        "line 3: layers[0].zzz: unknown key; allowed here: width, bias"
+    ]
     assert problems(LEAST + "? [a]\n: 1\n")[0].startswith("line 3: a list: unknown key")
 
 

@@ -1,0 +1,268 @@
+"""The parity gate on planted faults, and the reference that it stands on."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from athe_export.errors import BundleIntegrityError
+from athe_export.parity.gate import (
+    FAIL,
+    INCONCLUSIVE,
+    PASS,
+    GateLimits,
+    LimitResult,
+    ParityReport,
+    TargetAnswers,
+    judge,
+    worst,
+)
+from athe_export.parity.reference import Reference, read_reference
+from athe_export.runtime.routing import RouterPolicy
+
+CLASSES = 10
+LIMITS = GateLimits(max_top1_drop_pp=0.7, min_agreement=0.97, min_router_agreement=0.99, confidence=0.95)
+POLICY = RouterPolicy((0.5,))
+NAMES = ("simple", "complex")
+
+
+def make_reference(images: int = 4000, branches: int = 2) -> Reference:
+    """A reference whose branches are right on 60% of the images and more, the harder the better."""
+    random = np.random.RandomState(0)
+    labels = random.randint(0, CLASSES, images)
+    right = random.rand(branches, images) < np.linspace(0.6, 0.8, branches)[:, None]
+    answers = np.where(right, labels, (labels + random.randint(1, CLASSES, (branches, images))) % CLASSES)
+    logits = random.rand(branches, images, CLASSES) + 5 * np.eye(CLASSES)[answers]
+    scores = random.rand(images).astype(np.float32)
+    return Reference(np.arange(images), labels, logits.astype(np.float16), scores)
+
+
+def perfect(reference: Reference, policy: RouterPolicy | None = POLICY) -> TargetAnswers:
+    """A target that routes and answers exactly as the reference."""
+    routed = reference.routed(policy)
+    return TargetAnswers(routed, reference.answers()[routed, np.arange(len(routed))])
+
+
+def verdicts(report: ParityReport) -> dict[str, str]:
+    return {limit.name: limit.verdict for limit in report.limits}
+
+
+def gate(reference: Reference, found: TargetAnswers, limits: GateLimits = LIMITS) -> ParityReport:
+    return judge(reference, POLICY, {"onnx": found}, NAMES, limits)
+
+
+def test_a_target_that_answers_as_the_reference_passes_every_limit() -> None:
+    report = gate(make_reference(), perfect(make_reference()))
+    assert verdicts(report) == {"onnx.max_top1_drop_pp": PASS, "onnx.min_agreement": PASS, "onnx.min_router_agreement": PASS}
+    assert report.verdict == PASS
+    measured = report.targets["onnx"]
+    assert (measured["drop_pp"], measured["agreement"]) == (0, 1)
+    assert (measured["router_agreement"], measured["router_flips"]) == (1, 0)
+    assert measured["drop_lower_bound_pp"] < 0 < measured["drop_bound_pp"] < 0.7
+    assert report.reference_top1 == measured["top1"] == pytest.approx(0.7, abs=0.03)
+
+
+def test_shifted_labels_fail_accuracy_and_agreement_and_not_the_router() -> None:
+    reference = make_reference()
+    sound = perfect(reference)
+    report = gate(reference, TargetAnswers(sound.branch, (sound.answer + 1) % CLASSES))
+    assert verdicts(report) == {"onnx.max_top1_drop_pp": FAIL, "onnx.min_agreement": FAIL, "onnx.min_router_agreement": PASS}
+    assert report.verdict == FAIL
+    assert report.targets["onnx"]["agreement"] == 0
+
+
+def test_swapped_branches_fail_the_router_and_agreement() -> None:
+    reference = make_reference()
+    swapped = 1 - reference.routed(POLICY)
+    found = TargetAnswers(swapped, reference.answers()[swapped, np.arange(len(swapped))])
+    report = gate(reference, found)
+    assert verdicts(report)["onnx.min_router_agreement"] == FAIL
+    assert verdicts(report)["onnx.min_agreement"] == FAIL
+    assert report.targets["onnx"]["router_agreement"] == 0
+    assert all(branch["agreement"] == 1 for branch in report.targets["onnx"]["branches"].values())  # each is sound by itself
+
+
+def test_router_flips_alone_fail_the_router_alone() -> None:
+    reference = make_reference()
+    sound = perfect(reference)
+    flipped = sound.branch.copy()
+    flipped[::40] = 1 - flipped[::40]
+    report = gate(reference, TargetAnswers(flipped, sound.answer))
+    assert verdicts(report) == {"onnx.max_top1_drop_pp": PASS, "onnx.min_agreement": PASS, "onnx.min_router_agreement": FAIL}
+    assert report.verdict == FAIL
+    assert report.targets["onnx"]["router_flips"] == 100
+
+
+def test_a_fault_of_one_branch_shows_in_that_branchs_row() -> None:
+    reference = make_reference()
+    sound = perfect(reference)
+    broken = np.where(sound.branch == 1, (sound.answer + 3) % CLASSES, sound.answer)
+    rows = gate(reference, TargetAnswers(sound.branch, broken)).targets["onnx"]["branches"]
+    assert (rows["simple"]["agreement"], rows["simple"]["drop_pp"]) == (1, 0)
+    assert rows["complex"]["agreement"] == 0
+    assert rows["complex"]["drop_pp"] > 50
+    assert rows["simple"]["images"] + rows["complex"]["images"] == 4000
+
+
+def test_a_drop_is_counted_on_the_same_images() -> None:
+    """What is lost and what is won elsewhere cancel in the difference and not in the agreement."""
+    reference = make_reference()
+    sound = perfect(reference)
+    right = np.flatnonzero(sound.answer == reference.labels)[:60]
+    wrong = np.flatnonzero(sound.answer != reference.labels)[:60]
+    answer = sound.answer.copy()
+    answer[right] = (answer[right] + 1) % CLASSES
+    answer[wrong] = reference.labels[wrong]
+    measured = gate(reference, TargetAnswers(sound.branch, answer)).targets["onnx"]
+    assert measured["drop_pp"] == pytest.approx(0)
+    assert measured["agreement"] == pytest.approx(1 - 120 / 4000)
+
+
+def test_few_images_are_inconclusive_however_well_they_agree() -> None:
+    report = gate(make_reference(20), perfect(make_reference(20)))
+    assert set(verdicts(report).values()) == {INCONCLUSIVE}
+    assert report.verdict == INCONCLUSIVE
+
+
+def test_a_fault_beside_an_undecided_limit_fails() -> None:
+    reference = make_reference(20)
+    sound = perfect(reference)
+    report = gate(reference, TargetAnswers(1 - sound.branch, sound.answer))
+    assert set(verdicts(report).values()) == {FAIL, INCONCLUSIVE}
+    assert report.verdict == FAIL
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([], PASS),
+        ([PASS, PASS], PASS),
+        ([PASS, INCONCLUSIVE], INCONCLUSIVE),
+        ([INCONCLUSIVE, FAIL, PASS], FAIL),
+        ([FAIL], FAIL),
+    ],
+)
+def test_fail_outranks_inconclusive_outranks_pass(found: list[str], expected: str) -> None:
+    assert worst(found) == worst(reversed(found)) == expected
+
+
+def test_one_failing_target_fails_the_gate() -> None:
+    reference = make_reference()
+    sound = perfect(reference)
+    shifted = TargetAnswers(sound.branch, (sound.answer + 1) % CLASSES)
+    report = judge(reference, POLICY, {"onnx": sound, "other": shifted}, NAMES, LIMITS)
+    assert report.verdict == FAIL
+    assert {name for name, verdict in verdicts(report).items() if verdict == FAIL} == {
+        "other.max_top1_drop_pp",
+        "other.min_agreement",
+    }
+
+
+def test_a_plain_model_is_gated_without_a_router() -> None:
+    reference = make_reference(4000, 1)
+    report = judge(reference, None, {"onnx": perfect(reference, None)}, ("plain",), LIMITS)
+    assert verdicts(report) == {"onnx.max_top1_drop_pp": PASS, "onnx.min_agreement": PASS}
+    assert report.targets["onnx"]["share"] == {"plain": 1}
+
+
+def test_three_branches_are_gated_alike() -> None:
+    reference, policy, names = make_reference(4000, 3), RouterPolicy((0.3, 0.6)), ("a", "b", "c")
+    report = judge(reference, policy, {"onnx": perfect(reference, policy)}, names, LIMITS)
+    assert report.verdict == PASS
+    assert sum(report.targets["onnx"]["share"].values()) == pytest.approx(1)
+    assert sum(b["images"] for b in report.targets["onnx"]["branches"].values()) == 4000
+
+
+@pytest.mark.parametrize(("limit", "verdict"), [(0.5, PASS), (0.49, FAIL)])
+def test_a_limit_that_is_just_met_holds(limit: float, verdict: str) -> None:
+    """At confidence one half the bounds are the estimate, so that nothing is left undecided."""
+    reference = make_reference(998)
+    sound = perfect(reference)
+    right = np.flatnonzero(sound.answer == reference.labels)[:5]  # 5 of 998 + 2
+    answer = sound.answer.copy()
+    answer[right] = (answer[right] + 1) % CLASSES
+    report = gate(reference, TargetAnswers(sound.branch, answer), GateLimits(limit, 0.9, 0.9, 0.5))
+    assert verdicts(report)["onnx.max_top1_drop_pp"] == verdict
+
+
+def test_a_limit_says_whether_and_by_how_much_it_breaks() -> None:
+    assert LimitResult("onnx.min_agreement", 0.97, 0.9, FAIL).said() == (
+        "onnx.min_agreement 0.97 is broken: bound 0.9, off by 0.07"
+    )
+    assert "holds" in LimitResult("x", 0.97, 0.99, PASS).said()
+    assert "cannot be decided with so few images" in LimitResult("x", 0.97, 0.9, INCONCLUSIVE).said()
+
+
+def test_the_report_is_plain_json_with_the_documented_fields() -> None:
+    reference = make_reference(50)
+    everything_easy = TargetAnswers(np.zeros(50, np.int64), reference.answers()[0])
+    content = json.loads(json.dumps(gate(reference, everything_easy).to_json(), allow_nan=False))
+    assert {"images", "verdict", "reference", "targets", "limits"} <= content.keys()
+    assert content["images"] == 50
+    assert set(content["reference"]) == {"top1"}
+    wanted = {"top1", "drop_pp", "drop_bound_pp", "agreement", "router_agreement", "share", "branches"}
+    assert wanted <= content["targets"]["onnx"].keys()
+    assert content["targets"]["onnx"]["share"] == {"simple": 1, "complex": 0}
+    assert content["targets"]["onnx"]["branches"]["complex"]["images"] == 0
+    assert all(set(limit) == {"name", "limit", "value", "verdict"} for limit in content["limits"])
+
+
+def test_a_reference_survives_its_file() -> None:
+    reference = make_reference(30)
+    again = read_reference(reference.to_bytes(), "reference.npz")
+    for name in ("ids", "labels", "logits", "scores"):
+        assert np.array_equal(getattr(again, name), getattr(reference, name))
+        assert getattr(again, name).dtype == getattr(reference, name).dtype
+
+
+def test_the_first_images_of_a_reference_are_gated_as_a_reference_of_their_own() -> None:
+    reference = make_reference(100)
+    part = reference.first(30)
+    assert part.logits.shape == (2, 30, CLASSES)
+    assert np.array_equal(part.routed(POLICY), reference.routed(POLICY)[:30])
+    assert gate(part, perfect(part)).images == 30
+    assert reference.first(None) is reference
+    assert reference.first(1000) is reference
+
+
+def _saved(**arrays: npt.NDArray[np.generic]) -> bytes:
+    buffer = io.BytesIO()
+    sound = make_reference(5)
+    np.savez(buffer, **(vars(sound) | arrays))
+    return buffer.getvalue()
+
+
+def _array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda: b"",
+        lambda: b"not an archive",
+        lambda: make_reference(30).to_bytes()[:200],
+        lambda: make_reference(30).to_bytes()[:-40],
+        lambda: make_reference(30).to_bytes().replace(b"scores.npy", b"others.npy"),
+        lambda: pickle.dumps({"ids": 1}),
+        _array,
+        lambda: _saved(labels=np.array([object()] * 5)),
+        lambda: _saved(labels=np.zeros(4, np.int64)),
+        lambda: _saved(logits=np.zeros((5, CLASSES), np.float16)),
+        lambda: _saved(scores=np.zeros((5, 1), np.float32)),
+    ],
+    ids=["empty", "text", "truncated", "cut-end", "array-missing", "pickle", "one-array", "objects", "labels", "logits", "scores"],
+)  # fmt: skip
+def test_a_damaged_reference_is_an_integrity_error(damaged: Callable[[], bytes]) -> None:
+    with pytest.raises(BundleIntegrityError) as caught:
+        read_reference(damaged(), "reference.npz")
+    assert caught.value.exit_code == 5
+    assert caught.value.where == "reference.npz"
