@@ -164,10 +164,12 @@ def test_a_download_cut_again_and_again_arrives_in_the_end(site: Site, tmp_path:
 
 
 def test_a_server_without_ranges_is_read_from_the_start(site: Site, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
     site.cut_after, site.ranges = 100_000, False
     unreachable(tmp_path, site.url, site.md5)
-    fetch(site, tmp_path)
+    cached_cifar100(lambda step, done, total: seen.append((done, total)), tmp_path, site.url, site.md5)
     require_unpacked(tmp_path)
+    assert seen[-1] == (len(site.content) >> 10, len(site.content) >> 10)  # what was thrown away is not counted
 
 
 def test_a_part_that_was_complete_is_used(site: Site, tmp_path: Path) -> None:
