@@ -101,6 +101,21 @@ def _check_threshold(r: Recipe, sound: _Sound) -> _Found:
             yield where, "bounds must ascend"
 
 
+def _check_train(r: Recipe, sound: _Sound) -> _Found:
+    if r.train is None or not sound("train"):
+        return
+    t = r.train
+    if not (t.dense or t.adaptive or t.router):
+        yield ("train",), "holds no phase"
+    if sound("data", "preprocessing", "source_size") and t.crop_padding >= r.data.preprocessing.source_size:
+        size = r.data.preprocessing.source_size
+        yield ("train", "crop_padding"), f"{t.crop_padding} pixels cannot be reflected; it must be below source_size {size}"
+    if t.router and sound("router") and r.router is None:
+        yield ("train", "router"), "there is no router to train"
+    if t.router and not t.adaptive:
+        yield ("train", "adaptive"), "at least one phase is needed before the router's: it ranks the heads"
+
+
 _CHECKS = (
     _check_model,
     _check_checkpoint,
@@ -109,4 +124,5 @@ _CHECKS = (
     _check_branch_fit,
     _check_router,
     _check_threshold,
+    _check_train,
 )

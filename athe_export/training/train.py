@@ -13,7 +13,7 @@ import torch
 
 from athe_export import __version__
 from athe_export.data.calibration import read_calibration_set
-from athe_export.data.source import Dataset, Progress, no_progress, open_dataset
+from athe_export.data.source import Dataset, Progress, no_progress, open_dataset, require_split
 from athe_export.errors import RecipeError, UsageError
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import load_tensors, read_checkpoint, save_checkpoint, tensors_of
@@ -60,7 +60,7 @@ def train_recipe(
         RecipeError, UsageError, DatasetError, CheckpointError, TrainingError.
     """
     recipe = file.recipe
-    output = output or _output_of(file)
+    output, chosen = _output_of(file, output), _device(device)
     folder = output.with_suffix(".run")
     _check_state(folder, resume)
     began = time.monotonic()
@@ -74,31 +74,33 @@ def train_recipe(
         _initialise_from(model, init, report)
     corpus = _corpus(file, dataset, preprocessing, progress)
     deadline = None if max_minutes is None else began + 60 * max_minutes
-    run = TrainingRun(model, corpus, preprocessing, folder, _device(device), report, deadline)
+    run = TrainingRun(model, corpus, preprocessing, folder, chosen, report, deadline)
     if resume:
         run.resume()
     complete = run.run()
-    metrics = _metrics(model, dataset, preprocessing, corpus, _device(device), progress)
+    metrics = _metrics(model, dataset, preprocessing, corpus, chosen, progress)
     metrics |= {
         "complete": complete,
         "command": command,
         "recipe_sha256": file.sha256,
         "dataset_sha256": dataset.digest,
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "device": str(_device(device)),
+        "device": str(chosen),
         "versions": {"athe_export": __version__, "torch": torch.__version__},
     }
     sha256 = save_checkpoint(output, model, {"name": recipe.name, "complete": complete})
     metrics["checkpoint_sha256"] = sha256
-    if complete:
-        run.state.unlink()
     output.with_suffix(".metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if complete:  # last of all: a kill before it can be resumed, and loses nothing
+        run.state.unlink()
     return TrainingResult(output, sha256, complete, metrics)
 
 
-def _output_of(file: RecipeFile) -> Path:
+def _output_of(file: RecipeFile, asked: Path | None) -> Path:
     if file.recipe.train is None:
         raise RecipeError("has no train section", where=str(file.path), remedy="add one; docs/recipe.md lists its keys")
+    if asked is not None:
+        return asked
     if file.recipe.checkpoint.path is None:
         raise RecipeError(
             "names no checkpoint to write", where="checkpoint.path", remedy="set checkpoint.path, or pass --output"
@@ -119,6 +121,8 @@ def _check_state(folder: Path, resume: bool) -> None:
 
 
 def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"there is no device {name!r}", where="--device", remedy="use auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device is available", where="--device cuda", remedy="use --device auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -136,6 +140,8 @@ def _initialise_from(model: AtheModel, path: Path, report: Report) -> None:
 def _corpus(file: RecipeFile, dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> Corpus:
     recipe = file.recipe
     assert recipe.train is not None
+    for split in ("train", "holdout", "test"):  # the last is read when all is trained: too late to find it missing
+        require_split(dataset, split, "data.dataset")
     train = ImageSet.load(dataset, "train", preprocessing, recipe.train.images, progress)
     holdout = ImageSet.load(dataset, "holdout", preprocessing, None, progress)
     calibration = read_calibration_set(file.resolve(recipe.data.calibration))

@@ -1,0 +1,87 @@
+"""What training refuses before it reads an image, and what a gate takes from a newer writer's manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from athe_export.bundle.reader import Bundle, open_bundle
+from athe_export.data.shapes import Shapes
+from athe_export.data.source import no_progress
+from athe_export.errors import RecipeError, UsageError
+from athe_export.parity.reference import read_reference
+from athe_export.parity.run import run_gate
+from athe_export.recipe import load_recipe
+from athe_export.training.train import train_recipe
+from tests.conftest import TINY
+
+PHASE = [{"epochs": 1}]
+TRAIN: dict[str, Any] = {"dense": PHASE, "adaptive": PHASE, "router": PHASE}
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_a_recipe_without_a_train_section_is_refused_wherever_the_output_goes(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="no train section"):
+        train_recipe(load_recipe(tiny()), output=tmp_path / "a.safetensors", report=quiet)
+    assert not (tmp_path / "a.run").exists()
+
+
+def test_an_unknown_device_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no device 'gpu'"):
+        train_recipe(load_recipe(tiny(train=TRAIN)), output=tmp_path / "a.safetensors", device="gpu", report=quiet)
+
+
+def test_a_dataset_without_a_split_that_training_needs_is_refused_at_the_start(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    for split in ("train", "holdout"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "images" / split / name / "1.png")
+    data = TINY["data"] | {"dataset": "folder", "path": str(tmp_path / "images")}
+    with pytest.raises(RecipeError, match="folder has no split 'test'"):
+        train_recipe(load_recipe(tiny(data=data, train=TRAIN)), output=tmp_path / "a.safetensors", report=quiet)
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"dense": [], "adaptive": []}, "train: holds no phase"),
+        (TRAIN | {"crop_padding": 32}, "train.crop_padding: 32 pixels cannot be reflected"),
+        (TRAIN | {"adaptive": []}, "train.adaptive: at least one phase is needed before the router's"),
+    ],
+)
+def test_a_train_section_that_cannot_be_carried_out_is_refused(
+    tiny: Callable[..., Path], train: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(tiny(train=train))
+
+
+def test_router_phases_without_a_router_are_refused(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"train\.router: there is no router to train"):
+        load_recipe(tiny(router=None, branches=TINY["branches"][1:], train=TRAIN))
+
+
+def test_a_limit_of_a_newer_writer_is_ignored_by_the_gate(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built, tmp_path / "bundle")
+    opened = open_bundle(tmp_path / "bundle")
+    gate = json.loads(json.dumps(opened.manifest.gate))
+    gate["limits"]["min_something"] = 1.0
+    newer = Bundle(opened.path, dataclasses.replace(opened.manifest, gate=gate))
+    reference = read_reference(opened.read("reference.npz"), "reference.npz")
+    report = run_gate(newer, reference, Shapes(), ["onnx"], no_progress)
+    assert report.to_json() == opened.manifest.parity
