@@ -112,6 +112,13 @@ def _check_train(r: Recipe, sound: _Sound) -> _Found:
         yield ("train", "crop_padding"), f"{t.crop_padding} pixels cannot be reflected; it must be below source_size {size}"
     if t.router and sound("router") and r.router is None:
         yield ("train", "router"), "there is no router to train"
+    for i, phase in enumerate(t.adaptive or ()):
+        if sound("train", "adaptive", i) and sound("model") and phase.image_size not in (None, r.model.image_size):
+            where = ("train", "adaptive", i, "image_size")
+            yield (
+                where,
+                f"{phase.image_size} is not the model's {r.model.image_size}: branches keep a constant number of tokens",
+            )
     if t.router and not t.adaptive:
         yield ("train", "adaptive"), "at least one phase is needed before the router's: it ranks the heads"
 

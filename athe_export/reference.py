@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +30,17 @@ class TorchReference:
         self._preprocessing = preprocessing
 
     @torch.no_grad()
-    def outputs(self, images: list[Pixels]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def outputs(self, images: Sequence[Pixels]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Logits [branches, n, classes] and difficulty [n] (zeros without a router) of source images."""
-        by_size: dict[int, torch.Tensor] = {}
+        size = self._branches[0].image_size  # all branches see the backbone's input
+        tensor = self._tensor(images, size)
+        logits = [branch.module(tensor).numpy() for branch in self._branches]
+        return np.stack(logits), self._scores(images)
 
-        def of(source: BranchGraphSource) -> npt.NDArray[np.float32]:
-            if source.image_size not in by_size:
-                tensors = [self._preprocessing.tensor(i, source.image_size) for i in images]
-                by_size[source.image_size] = torch.from_numpy(np.concatenate(tensors))
-            result: npt.NDArray[np.float32] = source.module(by_size[source.image_size]).numpy()
-            return result
-
-        scores = of(self._router) if self._router else np.zeros(len(images), np.float32)
-        return np.stack([of(branch) for branch in self._branches]), scores
+    @torch.no_grad()
+    def scores(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        """Difficulty [n] alone, of any number of source images."""
+        return np.concatenate([self._scores(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
 
     def run(self, dataset: Dataset, split: str, ids: npt.NDArray[np.int64], progress: Progress) -> Reference:
         """The reference over the images `ids` of a split."""
@@ -55,6 +53,15 @@ class TorchReference:
             progress("torch fp32 reference", min(start + _BATCH, len(ids)), len(ids))
         labels = dataset.labels(split)[ids]
         return Reference(ids, labels, np.concatenate(logits, 1), np.concatenate(scores).astype(np.float32))
+
+    def _scores(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        if self._router is None:
+            return np.zeros(len(images), np.float32)
+        difficulty: npt.NDArray[np.float32] = self._router.module(self._tensor(images, self._router.image_size)).numpy()
+        return difficulty
+
+    def _tensor(self, images: Sequence[Pixels], size: int) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([self._preprocessing.tensor(image, size) for image in images]))
 
     def _sources(self, dataset: Dataset, split: str, ids: npt.NDArray[np.int64]) -> Iterator[Pixels]:
         return (self._preprocessing.source(dataset.image(split, int(i))) for i in ids)

@@ -119,7 +119,7 @@ def fit_routing(
     everything = BranchShare(tuple(range(len(images.sources))), ())
     if recipe.router is None:
         return Routing(None, (everything,), ())
-    scores = np.concatenate([reference.outputs([s])[1] for s in images.sources])
+    scores = reference.scores(images.sources)
     notes: list[str] = []
     policy = _policy(recipe, system, reference, dataset, scores, notes, progress)
     path = file.resolve(recipe.data.calibration)
