@@ -247,7 +247,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = app(args=arguments, prog_name="athe-export", standalone_mode=False)
         sys.stdout.flush()  # a full disk behind stdout is met here, while it can still be said
     except SystemExit:  # the way out that Typer and Rich take where nobody reads stdout any more
         return 0
@@ -257,7 +257,7 @@ def _run(arguments: list[str]) -> int:
         if not error.format_message():  # no verb was given: the help was printed in its place
             return UsageError.exit_code
         return _failed(UsageError(error.format_message()), as_json)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return _failed(Interrupted("interrupted"), as_json)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -267,6 +267,8 @@ def _run(arguments: list[str]) -> int:
         if os.environ.get("ATHE_DEBUG"):
             raise
         return _failed(AtheExportError(f"{type(error).__name__}: {error}"), as_json)
+    if result == Interrupted.exit_code:  # Typer's word for a KeyboardInterrupt below it
+        return _failed(Interrupted("interrupted"), as_json)
     return result if isinstance(result, int) else 0
 
 

@@ -31,7 +31,7 @@ def _roles(m: Manifest) -> Iterator[str]:
     if len(set(names)) != len(names) or not all(_NAME.fullmatch(n) and n != "router" for n in names):
         yield f"branch names clash or are not names: {names}"
     if not names or (len(names) > 1) != (m.router is not None):
-        yield f"{len(names)} branches {'with a' if m.router else 'without'} router"
+        yield f"{len(names)} branches {'with' if m.router else 'without'} a router"
     if m.router is None:
         return
     for target in ("reference", *dict.fromkeys(g.target for g in m.graphs)):
@@ -76,7 +76,7 @@ def _preprocessing(m: Manifest) -> Iterator[str]:
 
 def _gate(m: Manifest) -> Iterator[str]:
     limits = m.gate.get("limits")
-    if not isinstance(limits, dict) or set(limits) < set(_LIMITS) or not all(_number(limits[k]) for k in _LIMITS):
+    if not isinstance(limits, dict) or not all(_number(limits.get(k)) for k in _LIMITS):
         yield f"gate.limits must hold {', '.join(_LIMITS)}"
     if not isinstance(m.gate.get("split"), str):
         yield "gate.split must be a name"

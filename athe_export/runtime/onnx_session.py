@@ -24,15 +24,15 @@ class OnnxSession:
         threads: intra-op threads.
 
     Raises:
-        MissingDependency: onnxruntime is not installed.
+        MissingDependency: onnxruntime is not installed, or broken.
         BundleIntegrityError: ONNX Runtime cannot load the graph.
     """
 
     def __init__(self, model: bytes, threads: int = 1) -> None:
         try:
             import onnxruntime as ort
-        except ImportError:
-            raise MissingDependency("onnxruntime is not installed", where="target onnx", remedy=REMEDY) from None
+        except ImportError as err:
+            raise MissingDependency(f"onnxruntime cannot be imported: {err}", where="target onnx", remedy=REMEDY) from None
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from athe_export.errors import CalibrationError, ExportError, RecipeError
+from athe_export.errors import CalibrationError, EnvironmentFailure, ExportError, RecipeError
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import OnnxQuantizeSpec
 from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
@@ -48,8 +48,7 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
         ExportError: a layer that should be int8 is not, or the graph is no longer static.
     """
     keep = layers_kept_float(graph, spec.keep_float)
-    with tempfile.TemporaryDirectory(prefix="athe-quantize-") as name, _quiet():
-        folder = Path(name)
+    with _workspace() as folder, _quiet():
         source, result = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(graph.model, source)
         quant_pre_process(source, folder / "ready.onnx", skip_optimization=True, skip_symbolic_shape=True)
@@ -119,6 +118,24 @@ def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec,
         calibrate_method=method,
         extra_options={"OpTypesToExcludeOutputQuantization": OP_TYPES},
     )
+
+
+@contextlib.contextmanager
+def _workspace() -> Iterator[Path]:
+    """A folder for files between steps, since ONNX Runtime quantizes from file to file.
+
+    Raises:
+        EnvironmentFailure: it cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="athe-quantize-") as name:
+            yield Path(name)
+    except OSError as err:
+        raise EnvironmentFailure(
+            f"the folder for temporary files cannot be written: {err.strerror or err}",
+            where=tempfile.gettempdir(),
+            remedy="free some space there, or set TMPDIR to a folder that has more",
+        ) from err
 
 
 @contextlib.contextmanager
