@@ -17,7 +17,6 @@ from athe_export.bundle.manifest import (
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import StagedBundle
 from athe_export.data.calibration import BranchShare
-from athe_export.errors import RecipeError
 from athe_export.parity.gate import NOT_GATED
 from athe_export.recipe import BranchSpec, RecipeFile
 from athe_export.runtime.golden import TOLERANCE, golden_bytes, golden_outputs
@@ -39,19 +38,8 @@ def add_graph(staged: StagedBundle, graph: OnnxGraph) -> GraphEntry:
 
 
 def add_labels(staged: StagedBundle, prepared: Prepared) -> None:
-    """labels.txt, one class a line.
-
-    Raises:
-        RecipeError: the model and the dataset disagree on the number of classes.
-    """
-    names, classes = prepared.dataset.class_names, prepared.file.recipe.model.classes
-    if len(names) != classes:
-        raise RecipeError(
-            f"the model has {classes} classes, {prepared.dataset.name} has {len(names)}",
-            where="model.classes",
-            remedy=f"set model.classes to {len(names)} with a checkpoint trained on them",
-        )
-    staged.add("labels.txt", "labels", "".join(f"{n}\n" for n in names).encode())
+    """labels.txt, one class a line."""
+    staged.add("labels.txt", "labels", "".join(f"{n}\n" for n in prepared.dataset.class_names).encode())
 
 
 def add_golden(staged: StagedBundle, prepared: Prepared) -> None:

@@ -45,6 +45,11 @@ class BranchGraphSource:
     image_size: int
     output: str
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers with weights, which `keep_float` globs are matched against."""
+        return tuple(n for n, m in self.module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
+
 
 def build_branch(model: AtheModel, branch: BranchSpec) -> BranchGraphSource:
     """The branch's fixed-shape module.

@@ -141,7 +141,8 @@ def run(
     for image in images:
         found = predictor.predict(image, branch, top)
         results.append({"image": str(image), **vars(found), "top": [list(t) for t in found.top], "notes": list(found.notes)})
-    console.print_json({"results": results}) if as_json else console.print_results(results)
+    gate = predictor.bundle.manifest.verdict
+    console.print_json({"gate_at_build": gate, "results": results}) if as_json else console.print_results(results, gate)
 
 
 @app.command(epilog="Examples: athe-export train recipes/quickstart.yaml · athe-export train my.yaml --max-minutes 60")

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from athe_export.bundle.manifest import Manifest
 from athe_export.errors import AtheExportError
-from athe_export.report.rows import COLUMNS, table
+from athe_export.report.rows import COLUMNS, gate_said, table
 
 if TYPE_CHECKING:  # verify pulls in an engine, which most verbs do without
     from athe_export.verify import VerifyReport
@@ -151,10 +151,12 @@ def print_verify(report: VerifyReport) -> None:
         say(f"parity on {report.parity.images} images: {report.parity.verdict}")
         for limit in report.parity.limits:
             say(f"  {limit.said()}")
+    if report.gate_at_build != "pass":
+        say(gate_said(report.gate_at_build))
     say(f"verdict: {report.verdict}")
 
 
-def print_results(results: list[dict[str, Any]]) -> None:
+def print_results(results: list[dict[str, Any]], gate_at_build: str) -> None:
     rows = []
     for r in results:
         score = "" if r["router_score"] is None else f"{r['router_score']:.3f}"
@@ -164,6 +166,8 @@ def print_results(results: list[dict[str, Any]]) -> None:
     for r in results:
         for note in r["notes"]:
             say(f"note: {r['image']}: {note}")
+    if gate_at_build != "pass":
+        say(gate_said(gate_at_build))
 
 
 def print_plan(plan: dict[str, Any]) -> None:

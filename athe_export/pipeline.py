@@ -18,7 +18,7 @@ from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import StagedBundle, staged_bundle
 from athe_export.data.calibration import check_calibration_set, read_calibration_set
-from athe_export.data.source import Dataset, open_dataset, require_split
+from athe_export.data.source import Dataset, open_dataset, require_classes, require_split
 from athe_export.errors import ExportError, GateFailed, GateInconclusive
 from athe_export.parity.gate import FAIL, PASS, ParityReport
 from athe_export.parity.run import run_gate
@@ -29,7 +29,7 @@ from athe_export.report.html import report_html
 from athe_export.runtime.golden import check_golden
 from athe_export.system import CalibrationImages, Prepared, fit_routing, load_system
 from athe_export.targets.onnx.export import export, require_equal
-from athe_export.targets.onnx.quantize import quantize
+from athe_export.targets.onnx.quantize import quantize, require_layers
 from athe_export.targets.onnx.simplify import simplify
 
 CHECK_IMAGES = 4  # calibration images on which every fp32 graph is held against torch
@@ -73,7 +73,7 @@ def run_build(
 
     Raises:
         GateFailed, GateInconclusive: the staging folder is kept and named.
-        AtheExportError: anything else that a user can mend; nothing is left behind.
+        AtheExportError: anything else that a user can mend; nothing is left behind but an empty lock file.
     """
     timer = _StageTimer(watch)
     with staged_bundle(output) as staged:
@@ -101,11 +101,14 @@ def _prepare(file: RecipeFile, data_root: Path | None, checkpoint: Path | None, 
         folder = file.resolve(data.path) if data.path else None
         dataset = open_dataset(data.dataset, data_root, folder, timer.watch.progress)
         require_split(dataset, data.gate.split, "data.gate.split")
+        require_classes(dataset, file.recipe.model.classes)
         images = _calibration(file, dataset)
     with timer.stage("checkpoint"):
         path = str(checkpoint.resolve()) if checkpoint else file.recipe.checkpoint.path
         system = load_system(file, images, file.recipe.checkpoint.random_seed, path)
         reference = TorchReference(system.sources, images.preprocessing)
+        branches = (source for source in system.sources if source.role != "router")
+        require_layers(file.recipe.targets.onnx.quantize.keep_float, (n for b in branches for n in b.layers))
     with timer.stage("routing"):
         routing = fit_routing(file, system, reference, images, dataset, timer.watch.progress)
     return Prepared(file, dataset, images, system, reference, routing)

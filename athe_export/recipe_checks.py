@@ -119,6 +119,9 @@ def _check_train(r: Recipe, sound: _Sound) -> _Found:
                 where,
                 f"{phase.image_size} is not the model's {r.model.image_size}: branches keep a constant number of tokens",
             )
+    for i, phase in enumerate(t.router or ()):
+        if sound("train", "router", i) and phase.image_size is not None:
+            yield ("train", "router", i, "image_size"), "has no use here: the router trains at router.image_size"
     if t.router and not t.adaptive:
         yield ("train", "adaptive"), "at least one phase is needed before the router's: it ranks the heads"
 

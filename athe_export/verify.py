@@ -19,8 +19,9 @@ from athe_export.runtime.predictor import preprocessing_of
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found; `parity` is None where no data were given."""
+    """What `verify` found; `parity` is None where no data were given. `gate_at_build` is the manifest's verdict."""
 
+    gate_at_build: str
     golden: tuple[GoldenResult, ...]
     not_run: dict[str, str]
     parity: ParityReport | None
@@ -55,6 +56,7 @@ class VerifyReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict,
+            "gate_at_build": self.gate_at_build,
             "golden": [vars(g) | {"passed": g.passed} for g in self.golden],
             "not_run": [{"target": target, "why": why} for target, why in self.not_run.items()],
             "parity": self.parity.to_json() if self.parity else None,
@@ -81,7 +83,7 @@ def verify_bundle(
     parity = None
     if data_root is not None:
         parity = _gate(bundle, tuple(dict.fromkeys(g.target for g in golden)), data_root, limit, progress)
-    return VerifyReport(golden, not_run, parity)
+    return VerifyReport(bundle.manifest.verdict, golden, not_run, parity)
 
 
 def check_preprocessing(bundle: Bundle) -> None:

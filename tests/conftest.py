@@ -69,6 +69,8 @@ def tiny_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with recipe.yaml, tiny.safetensors (random weights, as a file) and calibration.yaml."""
     import dataclasses
 
+    import torch
+
     from athe_export.data.calibration import make_calibration_set
     from athe_export.data.shapes import Shapes
     from athe_export.model.athe import AtheModel
@@ -81,6 +83,11 @@ def tiny_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "calibration.yaml").write_text(yaml.safe_dump(dataclasses.asdict(made) | {"ids": list(made.ids)}))
     model = AtheModel(load_recipe(path).recipe)
     model.initialise(3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():  # biases of zero would be folded away, and no trained model has them
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
     save_checkpoint(folder / "tiny.safetensors", model, {})
     return folder
 

@@ -1,1 +1,1 @@
-"""The bundle format: manifest, writer (staged, then renamed) and reader (fails closed). Standard library alone."""
+"""The bundle format: manifest, writer (staged, then renamed) and reader (fails closed, standard library alone)."""

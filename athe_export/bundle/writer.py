@@ -38,7 +38,7 @@ class StagedBundle:
         path = self.folder / name
         with said_plainly(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            _write(path, content)
         entry = FileEntry(name, role, len(content), hashlib.sha256(content).hexdigest(), optional)
         self._files.append(entry)
         return entry
@@ -48,9 +48,9 @@ class StagedBundle:
         complete = dataclasses.replace(manifest, files=tuple(self._files))
         text = complete.to_text()
         with said_plainly(self.folder):
-            (self.folder / MANIFEST).write_text(text, encoding="utf-8")
+            _write(self.folder / MANIFEST, text.encode())
             digest = hashlib.sha256(text.encode()).hexdigest()
-            (self.folder / MANIFEST_DIGEST).write_text(f"{digest}  {MANIFEST}\n", encoding="utf-8")
+            _write(self.folder / MANIFEST_DIGEST, f"{digest}  {MANIFEST}\n".encode())
         return complete
 
     def keep(self) -> None:
@@ -140,6 +140,14 @@ def said_plainly(where: Path) -> Iterator[None]:
             where=str(err.filename or where),
             remedy=remedies.get(err.errno or 0, "choose another output with -o"),
         ) from err
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Reaches the disk before the rename that makes it count: a power cut must not leave an empty file in place."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _exchange(staging: Path, output: Path) -> None:

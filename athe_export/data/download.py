@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from athe_export.data.source import Progress
-from athe_export.errors import DatasetError, EnvironmentFailure
+from athe_export.errors import DatasetError, EnvironmentFailure, MissingDependency
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
@@ -24,9 +24,16 @@ def cached_cifar100(progress: Progress, cache: Path | None = None, url: str = UR
     Raises:
         EnvironmentFailure: the site cannot be reached or the cache cannot be written; what was fetched is kept.
         DatasetError: the archive is not the official one; it is removed.
+        MissingDependency: without platformdirs there is no user cache.
     """
     if cache is None:
-        from platformdirs import user_cache_path
+        try:
+            from platformdirs import user_cache_path
+        except ImportError:
+            raise MissingDependency(
+                "platformdirs is not installed, so there is no user cache to download to",
+                remedy="give a data root that holds cifar-100-python/ (--data-root, ATHE_DATA_ROOT)",
+            ) from None
 
         cache = user_cache_path("athe-export") / "data"
     if (cache / "cifar-100-python" / "train").exists():

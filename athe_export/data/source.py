@@ -82,6 +82,17 @@ def require_split(dataset: Dataset, split: str, key: str) -> None:
         )
 
 
+def require_classes(dataset: Dataset, classes: int) -> None:
+    """Raises RecipeError where the model has another number of classes than the dataset."""
+    found = len(dataset.class_names)
+    if found != classes:
+        raise RecipeError(
+            f"the model has {classes} classes, {dataset.name} has {found}",
+            where="model.classes",
+            remedy=f"set model.classes to {found} with a checkpoint trained on them",
+        )
+
+
 def pixel_digest(pixels: Pixels) -> str:
     """sha256 of an image's shape and pixels."""
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from athe_export.bundle.manifest import Manifest
-from athe_export.report.rows import COLUMNS, table
+from athe_export.report.rows import COLUMNS, gate_said, table
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
@@ -14,12 +14,6 @@ _STYLE = (
     "th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}.pass{color:#1a7f37}.fail{color:#cf222e}"
     ".inconclusive,.not_gated{color:#9a6700}code{background:#f6f8fa;padding:.1rem .3rem}pre{background:#f6f8fa;padding:1rem}"
 )
-_SAID = {
-    "pass": "The parity gate passed.",
-    "fail": "The parity gate failed; this bundle was not put in place.",
-    "inconclusive": "The gate's images are too few to decide; this bundle was not put in place.",
-    "not_gated": "The weights were never trained: shapes and speed only, no accuracy was gated.",
-}
 
 
 def report_html(manifest: Manifest) -> str:
@@ -29,7 +23,7 @@ def report_html(manifest: Manifest) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(manifest.name)}</title>'
         f"<style>{_STYLE}</style><h1>{escape(manifest.name)}</h1>"
-        f'<p class="{manifest.verdict}"><strong>{_SAID[manifest.verdict]}</strong></p>'
+        f'<p class="{manifest.verdict}"><strong>{gate_said(manifest.verdict)}</strong></p>'
         f"<table><tr>{head}</tr>{body}</table>{_limits(manifest)}{_notes(manifest)}{_floats(manifest)}"
         f"<h2>Recipe</h2><pre>{escape(manifest.recipe['text'])}</pre>{_provenance(manifest)}</html>\n"
     )

@@ -19,6 +19,16 @@ COLUMNS = (
 )
 
 
+def gate_said(verdict: str) -> str:
+    """How the gate went when the bundle was built, in a sentence."""
+    return {
+        "pass": "The parity gate passed.",
+        "fail": "The parity gate failed; this bundle was not put in place.",
+        "inconclusive": "The gate's images are too few to decide; this bundle was not put in place.",
+        "not_gated": "Not gated: the weights were never trained; shapes and speed only, accuracy means nothing.",
+    }.get(verdict, f"The gate's verdict was {verdict}.")
+
+
 def table(manifest: Manifest) -> list[tuple[str, ...]]:
     """Rows under COLUMNS: the router, each branch on the images routed to it, and the routed whole, per target."""
     rows = []

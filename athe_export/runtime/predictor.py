@@ -38,7 +38,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A classified image; `top` are (label, probability) best first, `ms` is wall time from pixels to label."""
+    """A classified image; `top` are (label, probability) best first.
+
+    `ms` is wall time from decoded pixels to label; the first image of a branch includes opening its graph.
+    """
 
     label: str
     probability: float
@@ -81,9 +84,9 @@ class RoutedGraphs:
         return self._sessions[role]
 
     def answer(self, source: Pixels, preprocessing: Preprocessing, branch: str = "auto") -> Answer:
-        """Routes and classifies one image at source size, uint8 [s, s, 3]."""
+        """Routes and classifies one image at source size, uint8 [s, s, 3]; a branch that is named is taken unrouted."""
         score: float | None = None
-        if self._policy is not None:
+        if self._policy is not None and branch == "auto":
             size = self._entries["router"].inputs[0].shape[-1]
             score = float(self.session("router").run(preprocessing.tensor(source, size)).reshape(-1)[0])
         if branch == "auto":
@@ -124,12 +127,12 @@ class Predictor:
                 f"there is no branch {branch!r}", where="--branch", remedy="use auto, " + ", ".join(self.graphs.branches)
             )
         notes: tuple[str, ...] = ()
-        start = time.perf_counter()
         if isinstance(image, np.ndarray):
             pixels = _checked(image)
         else:
             photo = read_photo(Path(image))
             pixels, notes = photo.pixels, photo.notes
+        start = time.perf_counter()
         answer = self.graphs.answer(self.preprocessing.source(pixels), self.preprocessing, branch)
         ms = (time.perf_counter() - start) * 1e3
         shifted = np.exp(answer.logits - answer.logits.max())

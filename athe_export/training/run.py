@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -34,6 +33,7 @@ from athe_export.training.phases import (
     router_loss,
     router_targets,
 )
+from athe_export.training.state import RunState, read_state, settings_digest, write_state
 
 SAVE_SECONDS = 45.0
 Report = Callable[[str], None]
@@ -77,6 +77,7 @@ class TrainingRun:
         model: with initial weights.
         folder: for the resumable state and log.csv.
         deadline: `time.monotonic()` after which the run stops in good order; None: never.
+        command: as typed; kept with the state.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class TrainingRun:
         device: torch.device,
         report: Report,
         deadline: float | None = None,
+        command: str = "",
     ) -> None:
         assert model.recipe.train is not None
         self.model, self.corpus, self.preprocessing, self.folder = model.to(device), corpus, preprocessing, folder
@@ -95,21 +97,33 @@ class TrainingRun:
         self.spec = model.recipe.train
         self.phases = plan(self.spec)
         folder.mkdir(parents=True, exist_ok=True)
-        self.position = (0, 0, 0)  # phase, epoch, step to do next
-        self._restored: dict[str, Any] | None = None
-        self._saved = time.monotonic()
+        self.position: tuple[int, int, int] = (0, 0, 0)  # phase, epoch, step to do next
+        self.settings = settings_digest(model.recipe)
+        self.commands: tuple[str, ...] = (command,)
+        self._optimiser_state: dict[str, Any] | None = None
+        self._began = self._saved = time.monotonic()
+        self._seconds_before = 0.0
 
     @property
     def state(self) -> Path:
         """The resumable state: there while a run is unfinished."""
         return self.folder / "state.pt"
 
+    @property
+    def seconds(self) -> float:
+        """Wall time spent so far, earlier parts of a resumed run included."""
+        return self._seconds_before + time.monotonic() - self._began
+
     def resume(self) -> None:
-        """Continues from the newest state."""
-        state = torch.load(self.state, map_location=self.device, weights_only=True)
-        load_tensors(self.model, state["tensors"])
-        self.position = tuple(state["position"])
-        self._restored = state
+        """Continues from the newest state.
+
+        Raises:
+            CheckpointError, UsageError: the state is damaged, or of other settings.
+        """
+        state = read_state(self.state, self.settings, self.device)
+        load_tensors(self.model, state.tensors)
+        self.position, self._optimiser_state = state.position, state.optimiser
+        self._seconds_before, self.commands = state.seconds, (*state.commands, *self.commands)
         self.report(f"resumed at phase {self.position[0] + 1}, epoch {self.position[1] + 1}, step {self.position[2]}")
 
     def run(self) -> bool:
@@ -140,9 +154,9 @@ class TrainingRun:
         train = self.corpus.train
         loss, parameters, targets, size = self._objective(phase)
         optimiser = torch.optim.AdamW(parameters, phase.spec.lr, weight_decay=self.spec.weight_decay)
-        if self._restored and self._restored["optimiser"]:
-            optimiser.load_state_dict(self._restored["optimiser"])
-        self._restored = None
+        if self._optimiser_state:
+            optimiser.load_state_dict(self._optimiser_state)
+        self._optimiser_state = None
         steps = len(train) // phase.spec.batch_size or 1
         for epoch in range(first_epoch, phase.spec.epochs):
             began, first, total = time.monotonic(), first_step if epoch == first_epoch else 0, 0.0
@@ -234,17 +248,9 @@ class TrainingRun:
         return stop
 
     def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
-        staging = self.state.with_suffix(".part")
-        state = {
-            "tensors": tensors_of(self.model),
-            "optimiser": optimiser.state_dict() if optimiser else None,
-            "position": list(self.position),
-        }
-        with staging.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(self.state)
+        saved = optimiser.state_dict() if optimiser else None
+        state = RunState(self.settings, tensors_of(self.model), saved, self.position, self.seconds, self.commands)
+        write_state(self.state, state)
         self._saved = time.monotonic()
 
     def _log(self, phase: Phase, epoch: int, loss: float, speed: float) -> None:

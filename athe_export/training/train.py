@@ -18,10 +18,9 @@ from athe_export.errors import RecipeError, UsageError
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import load_tensors, read_checkpoint, save_checkpoint, tensors_of
 from athe_export.preprocessing import Preprocessing
-from athe_export.recipe import Recipe, RecipeFile
-from athe_export.runtime.routing import RouterPolicy, policy_for_drop, policy_for_share
+from athe_export.recipe import RecipeFile
 from athe_export.training.images import ImageSet
-from athe_export.training.phases import branch_correct, router_scores
+from athe_export.training.metrics import metrics_of
 from athe_export.training.run import Corpus, Report, TrainingRun
 
 
@@ -52,7 +51,8 @@ def train_recipe(
 
     Args:
         init: a checkpoint to start the backbone from (whatever tensors fit the model are taken and counted).
-        output: where to write; default: the recipe's checkpoint.path.
+        output: where to write; default: the recipe's checkpoint.path. A run that stops early writes
+            `<output>.partial.safetensors` in its place.
         resume: continue the state left beside the output.
         command: as typed; recorded in the metrics.
 
@@ -74,26 +74,28 @@ def train_recipe(
         _initialise_from(model, init, report)
     corpus = _corpus(file, dataset, preprocessing, progress)
     deadline = None if max_minutes is None else began + 60 * max_minutes
-    run = TrainingRun(model, corpus, preprocessing, folder, chosen, report, deadline)
+    run = TrainingRun(model, corpus, preprocessing, folder, chosen, report, deadline, command)
     if resume:
         run.resume()
     complete = run.run()
-    metrics = _metrics(model, dataset, preprocessing, corpus, chosen, progress)
+    metrics = metrics_of(model, dataset, preprocessing, corpus.holdout, chosen, progress)
     metrics |= {
         "complete": complete,
-        "command": command,
-        "recipe_sha256": file.sha256,
+        "command": run.commands[0],
+        "resumed_by": list(run.commands[1:]),
+        "settings_sha256": run.settings,
         "dataset_sha256": dataset.digest,
-        "minutes": round((time.monotonic() - began) / 60, 1),
+        "minutes": round(run.seconds / 60, 1),
         "device": str(chosen),
         "versions": {"athe_export": __version__, "torch": torch.__version__},
     }
-    sha256 = save_checkpoint(output, model, {"name": recipe.name, "complete": complete})
-    metrics["checkpoint_sha256"] = sha256
+    if not complete:  # what is unfinished never takes the place of a finished checkpoint
+        output = output.with_suffix(".partial.safetensors")
+    metrics["checkpoint_sha256"] = save_checkpoint(output, model, {"name": recipe.name, "complete": complete})
     output.with_suffix(".metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if complete:  # last of all: a kill before it can be resumed, and loses nothing
         run.state.unlink()
-    return TrainingResult(output, sha256, complete, metrics)
+    return TrainingResult(output, metrics["checkpoint_sha256"], complete, metrics)
 
 
 def _output_of(file: RecipeFile, asked: Path | None) -> Path:
@@ -148,49 +150,3 @@ def _corpus(file: RecipeFile, dataset: Dataset, preprocessing: Preprocessing, pr
     pixels = [preprocessing.source(dataset.image(calibration.split, i)).transpose(2, 0, 1) for i in calibration.ids]
     labels = dataset.labels(calibration.split)[list(calibration.ids)]
     return Corpus(train, holdout, ImageSet(torch.from_numpy(np.stack(pixels)), torch.from_numpy(labels)))
-
-
-def policy_of(recipe: Recipe, scores: np.ndarray, correct: np.ndarray) -> RouterPolicy:
-    """The recipe's threshold, fitted where it is stated as a trade-off; scores [n], correct [n, branches]."""
-    assert recipe.router is not None
-    threshold = recipe.router.threshold
-    if threshold.fixed is not None:
-        return RouterPolicy(threshold.fixed)
-    if threshold.share_simple is not None:
-        return policy_for_share(scores, threshold.share_simple, len(recipe.branches))
-    assert threshold.max_drop_pp is not None
-    return policy_for_drop(scores, correct, threshold.max_drop_pp)
-
-
-def _metrics(
-    model: AtheModel,
-    dataset: Dataset,
-    preprocessing: Preprocessing,
-    corpus: Corpus,
-    device: torch.device,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Top-1 of every path on the test split; the router's threshold is chosen on the held-out images."""
-    names = ["dense", *(b.name for b in model.recipe.branches)]
-    test = ImageSet.load(dataset, "test", preprocessing, None, progress)
-    if model.head_rank is None:
-        return {"images": len(test), "note": "stopped before the branches were trained"}
-    correct = branch_correct(model, test, preprocessing, device)
-    result: dict[str, Any] = {"images": len(test), "top1": {n: _share(c) for n, c in zip(names, correct.T, strict=True)}}
-    if model.router is not None:
-        held = branch_correct(model, corpus.holdout, preprocessing, device)[:, 1:]
-        policy = policy_of(model.recipe, router_scores(model, corpus.holdout, preprocessing, device), held)
-        routed = policy.branches_of(router_scores(model, test, preprocessing, device))
-        result["router_bounds"] = list(policy.bounds)
-        result["top1"]["routed"] = _share(correct[np.arange(len(test)), routed + 1])
-        result["share"] = {b.name: _share(routed == i) for i, b in enumerate(model.recipe.branches)}
-    is_complex = getattr(dataset, "is_complex", None)
-    if is_complex is not None:
-        hard = np.array([is_complex("test", i) for i in range(len(test))])
-        result["top1_simple_half"] = {n: _share(c[~hard]) for n, c in zip(names, correct.T, strict=True)}
-        result["top1_complex_half"] = {n: _share(c[hard]) for n, c in zip(names, correct.T, strict=True)}
-    return result
-
-
-def _share(values: np.ndarray) -> float:
-    return round(float(values.mean()), 4)

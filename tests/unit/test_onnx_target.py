@@ -17,8 +17,8 @@ from athe_export.preprocessing import Tensor
 from athe_export.recipe import OnnxQuantizeSpec, load_recipe
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.targets.onnx.export import export, require_equal
-from athe_export.targets.onnx.graph import OnnxGraph, require_static
-from athe_export.targets.onnx.quantize import quantize
+from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
+from athe_export.targets.onnx.quantize import quantize, require_layers
 from athe_export.targets.onnx.simplify import simplify
 
 
@@ -122,9 +122,29 @@ def test_keep_float_keeps_what_its_globs_name(graph: OnnxGraph, images: tuple[Te
     assert len(quantized.int8_ops) == 1 + 3 * 3
 
 
-def test_a_keep_float_glob_without_a_match_is_refused(graph: OnnxGraph, images: tuple[Tensor, ...]) -> None:
+def test_a_keep_float_glob_without_a_match_is_refused(source: BranchGraphSource) -> None:
+    require_layers(("blocks.*.mlp.fc2", "patch_embed.proj", "head"), source.layers)
     with pytest.raises(RecipeError, match=r"'blocks\.9\.\*' matches no layer"):
-        quantize(graph, OnnxQuantizeSpec(keep_float=("blocks.9.*",)), images)
+        require_layers(("head", "blocks.9.*"), source.layers)
+
+
+def test_layers_that_globs_see_are_the_graphs_layers(graph: OnnxGraph, source: BranchGraphSource) -> None:
+    assert {node.name for node, _ in weighted_nodes(graph.model)} == set(source.layers)
+
+
+def test_what_is_counted_as_int8_is_what_onnx_runtime_fuses(
+    graph: OnnxGraph, images: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    quantized = quantize(graph, OnnxQuantizeSpec(), images)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(quantized.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    fused = [n.op_type for n in onnx.load(tmp_path / "fused.onnx").graph.node]
+    assert fused.count("QGemm") == 3 * 4 + 1 and fused.count("QLinearConv") == 1
+    assert len(quantized.int8_ops) == fused.count("QGemm") + fused.count("QLinearConv")
 
 
 def test_static_quantization_without_images_is_refused(graph: OnnxGraph) -> None:
@@ -155,7 +175,9 @@ def test_a_dynamic_shape_a_nameless_node_and_control_flow_are_refused() -> None:
         require_static(_model([1, 4], [helper.make_node("Relu", ["image"], ["logits"])]), "test")
     inner = helper.make_node("Identity", ["image"], ["inner"], name="inner")
     body = helper.make_graph([inner], "then", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [1, 4])])
-    condition = helper.make_node("Constant", [], ["yes"], name="c", value=helper.make_tensor("t", TensorProto.BOOL, [], [True]))
+    condition = helper.make_node(
+        "Constant", [], ["yes"], name="c", value=helper.make_tensor("t", TensorProto.BOOL, [], [True])
+    )
     branch = helper.make_node("If", ["yes"], ["logits"], name="if", then_branch=body, else_branch=body)
     with pytest.raises(ExportError, match=r"data-dependent ops: If if"):
         require_static(_model([1, 4], [condition, branch]), "test")

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from athe_export.data.shapes import Shapes
-from athe_export.errors import TrainingError, UsageError
+from athe_export.errors import CheckpointError, TrainingError, UsageError
 from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import load_recipe
 from athe_export.training.images import augment, to_input
@@ -73,7 +73,7 @@ def test_a_killed_run_loses_its_last_steps_at_most(tiny: Callable[..., Path], tm
     process.send_signal(signal.SIGKILL)
     process.wait()
     state = torch.load(tmp_path / "k.run" / "state.pt", weights_only=True)
-    assert state["position"][:2] >= [0, 1]
+    assert tuple(state["position"][:2]) >= (0, 1)
     lines: list[str] = []
     train_recipe(load_recipe(recipe), output=tmp_path / "k.safetensors", resume=True, max_minutes=0, report=lines.append)
     assert lines[0].startswith("resumed at phase 1, epoch")
@@ -93,6 +93,25 @@ def test_an_unfinished_run_is_not_overwritten_and_a_finished_one_leaves_no_state
 def test_nothing_to_resume_is_said(tiny: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to resume"):
         train_recipe(load_recipe(tiny(train=TRAIN)), output=tmp_path / "a.safetensors", resume=True, report=quiet)
+
+
+def test_a_run_that_stops_early_leaves_the_finished_checkpoint_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    output = tmp_path / "a.safetensors"
+    output.write_bytes(b"finished")
+    result = train_recipe(load_recipe(tiny(train=TRAIN)), output=output, max_minutes=0, report=quiet)
+    assert result.path == tmp_path / "a.partial.safetensors" and result.path.exists()
+    assert output.read_bytes() == b"finished"
+
+
+def test_a_damaged_state_and_one_of_other_settings_are_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    output, state = tmp_path / "a.safetensors", tmp_path / "a.run" / "state.pt"
+    train_recipe(load_recipe(tiny(train=TRAIN)), output=output, max_minutes=0, report=quiet)
+    other = load_recipe(tiny(train=TRAIN | {"seed": 9}))
+    with pytest.raises(UsageError, match="started with other settings"):
+        train_recipe(other, output=output, resume=True, report=quiet)
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="state cannot be read"):
+        train_recipe(load_recipe(tiny(train=TRAIN)), output=output, resume=True, report=quiet)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_rate(tiny: Callable[..., Path], tmp_path: Path) -> None:

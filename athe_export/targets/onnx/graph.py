@@ -52,12 +52,15 @@ class OnnxGraph:
         return tuple(f"{n.op_type} {n.name}" for n in nodes)
 
     def _is_int8(self, node: NodeProto) -> bool:
+        """As ONNX Runtime fuses it: operands from DequantizeLinear, and a Conv's output to QuantizeLinear."""
         if node.op_type in _INT8_OPS:
             return True
         if node.op_type not in _INT8_FUSIBLE:
             return False
         made_by = {name: n.op_type for n in self.model.graph.node for name in n.output}
-        return all(made_by.get(name) == "DequantizeLinear" for name in node.input[:2])
+        read_by = {name: n.op_type for n in self.model.graph.node for name in n.input}
+        quantized = all(made_by.get(name) == "DequantizeLinear" for name in node.input[:2])
+        return quantized and (node.op_type != "Conv" or read_by.get(node.output[0]) == "QuantizeLinear")
 
 
 def require_static(model: ModelProto, stage: str) -> None:

@@ -43,11 +43,10 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
         images: calibration images of this branch, float32 [1, 3, size, size]; not read by the dynamic scheme.
 
     Raises:
-        RecipeError: a keep_float glob matches no layer.
         CalibrationError: no calibration images.
         ExportError: a layer that should be int8 is not, or the graph is no longer static.
     """
-    keep = layers_kept_float(graph, spec.keep_float)
+    keep = _kept_float(graph, spec.keep_float)
     with _workspace() as folder, _quiet():
         source, result = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(graph.model, source)
@@ -72,16 +71,21 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
     return quantized
 
 
-def layers_kept_float(graph: OnnxGraph, globs: tuple[str, ...]) -> list[str]:
+def require_layers(globs: tuple[str, ...], layers: Iterable[str]) -> None:
+    """Raises RecipeError unless every keep_float glob matches one of `layers`, the torch names of all branches'."""
+    names = sorted(set(layers))
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            raise RecipeError(
+                f"keep_float {glob!r} matches no layer of any branch",
+                where="targets.onnx.quantize.keep_float",
+                remedy="layers are: " + ", ".join(names[:12]) + " …",
+            )
+
+
+def _kept_float(graph: OnnxGraph, globs: tuple[str, ...]) -> list[str]:
     """Names of the layers that stay float: the scorers and those that a glob of the recipe matches."""
     layers = [node.name for node, _ in weighted_nodes(graph.model)]
-    for glob in globs:
-        if not fnmatch.filter(layers, glob):
-            raise RecipeError(
-                f"keep_float {glob!r} matches no layer of {graph.role}",
-                where="targets.onnx.quantize.keep_float",
-                remedy="layers are: " + ", ".join(layers[:12]) + " …",
-            )
     return [layer for layer in layers if any(fnmatch.fnmatch(layer, g) for g in (*ALWAYS_FLOAT, *globs))]
 
 
@@ -100,7 +104,7 @@ def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec,
         calibrator.collect_data(_Reader(chunk))
         fed += len(chunk)
     if not fed:
-        raise CalibrationError("static quantization has no calibration images", where=str(spec))
+        raise CalibrationError("static quantization has no calibration images", where="targets.onnx.quantize")
     ranges = source.with_name("ranges.json")
     save_tensors_data(calibrator.compute_data(), ranges)
     quantize_static(
@@ -116,7 +120,8 @@ def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=method,
-        extra_options={"OpTypesToExcludeOutputQuantization": OP_TYPES},
+        # a Gemm may hand on its output in float; ONNX Runtime fuses a Conv only if its output is quantized too
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
     )
 
 

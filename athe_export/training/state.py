@@ -1,0 +1,69 @@
+"""The resumable state of a run: one file, replaced whole, that knows which settings it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from athe_export.errors import CheckpointError, UsageError
+from athe_export.recipe import Recipe
+
+_AFRESH = "remove the folder to start afresh"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Weights, optimiser and what to do next (phase, epoch, step), with the run's settings, seconds and commands so far."""
+
+    settings: str
+    tensors: dict[str, Tensor]
+    optimiser: dict[str, Any] | None
+    position: tuple[int, int, int]
+    seconds: float
+    commands: tuple[str, ...]
+
+
+def settings_digest(recipe: Recipe) -> str:
+    """sha256 of everything in a recipe that training depends on; limits, targets and the pinned checkpoint are left out."""
+    parts = [recipe.model, recipe.branches, recipe.router, recipe.train, recipe.data.dataset, recipe.data.preprocessing]
+    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else repr(p) for p in parts]  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def write_state(path: Path, state: RunState) -> None:
+    """Writes to the side and renames: a half-written state is never the newest."""
+    staging = path.with_suffix(".part")
+    with staging.open("wb") as file:
+        torch.save({f.name: getattr(state, f.name) for f in dataclasses.fields(state)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+
+
+def read_state(path: Path, settings: str, device: torch.device) -> RunState:
+    """Inverse of `write_state`.
+
+    Raises:
+        CheckpointError: truncated or not a state.
+        UsageError: the state of a run with other settings.
+    """
+    try:
+        state = RunState(**torch.load(path, map_location=device, weights_only=True))
+    except Exception as err:  # torch raises many kinds for a damaged file
+        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+        raise CheckpointError(f"the run's state cannot be read: {reason}", where=str(path), remedy=_AFRESH) from None
+    if state.settings != settings:
+        raise UsageError(
+            "the unfinished run was started with other settings than the recipe has now",
+            where=str(path),
+            remedy=f"restore model, branches, router, train and preprocessing in the recipe, or {_AFRESH}",
+        )
+    return state
