@@ -80,12 +80,14 @@ def cli(*arguments: object) -> Outcome:
 
 def refused(code: int, kind: str, *arguments: object) -> dict[str, Any]:
     """Runs a command that must fail, as text and with --json, and gives the contracted error object."""
-    require_one_message(cli(*arguments), code)
+    shown = cli(*arguments)
+    require_one_message(shown, code)
+    assert shown.out == ""
     return error_of(cli(*arguments, "--json"), code, kind)
 
 
 def require_one_message(outcome: Outcome, code: int) -> None:
-    """What, where and what next on stderr, once; nothing that looks like a crash, nothing on stdout."""
+    """What, where and what next on stderr, once, and nothing that looks like a crash."""
     assert outcome.code == code, outcome.err
     assert "Traceback" not in outcome.err + outcome.out
     assert outcome.err.count("error: ") == 1

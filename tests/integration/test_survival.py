@@ -90,7 +90,7 @@ def test_a_kill_at_any_moment_of_the_exchange_leaves_a_whole_bundle(output: Path
         line = [sys.executable, "-c", _REPLACE, str(output)]
         with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment()) as writer:
             assert writer.stdout is not None and writer.stdout.readline() == "started\n"
-            time.sleep(moments.uniform(0, 0.05))
+            time.sleep(moments.uniform(0, 0.2))
             writer.kill()
         bundle = open_bundle(output)
         bundle.check()
@@ -98,31 +98,21 @@ def test_a_kill_at_any_moment_of_the_exchange_leaves_a_whole_bundle(output: Path
     assert replaced, "no bundle was replaced before its writer was killed, so nothing was tried"
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_a_missed_gate_keeps_its_staging_folder_and_the_old_bundle(
-    tiny: Callable[..., Path], output: Path, as_json: bool
-) -> None:
+def test_a_missed_gate_keeps_its_staging_folder_and_the_old_bundle(tiny: Callable[..., Path], output: Path) -> None:
     # of 300 images of an untrained model some are answered otherwise in int8, and not one may be
     recipe = tiny(**PLAIN, data=_gate(300), parity={**TINY["parity"], "min_agreement": 1.0})
-    before = listing(output)
-    ended = cli("build", recipe, "-o", output, *(["--json"] if as_json else []))
-    staging = output.with_name(".bundle.staging")
+    before, staging = listing(output), output.with_name(".bundle.staging")
+    ended = cli("build", recipe, "-o", output, "--json")
+    error = error_of(ended, 3, "gate_failed")
     assert listing(output) == before
     assert open_bundle(staging).manifest.verdict == "fail"
-    if not as_json:
-        _require_message(ended, 3, staging)
-        return
-    error = error_of(ended, 3, "gate_failed")
     assert "onnx.min_agreement 1 is broken" in error["message"] and "off by" in error["message"]
     assert "max_top1_drop_pp" not in error["message"], "a limit that holds was called broken"
+    require_one_message(ended, 3)
+    assert str(staging) in ended.err and "is kept" in ended.err
     document = ended.document
     assert (document["verdict"], document["bundle"], document["parity"]["images"]) == ("fail", str(staging), 300)
     assert {s["name"] for s in document["stages"]} >= {"data", "parity", "verify"}
-
-
-def _require_message(ended: Outcome, code: int, staging: Path) -> None:
-    require_one_message(ended, code)
-    assert str(staging) in ended.err and "is kept" in ended.err
 
 
 def test_a_gate_of_too_few_images_is_inconclusive_and_promotes_nothing(tiny: Callable[..., Path], tmp_path: Path) -> None:
