@@ -82,16 +82,7 @@ def staged_bundle(output: Path) -> Iterator[StagedBundle]:
     with said_plainly(output):
         output = output.resolve()  # a link to a bundle stays one: what it leads to is exchanged
         output.parent.mkdir(parents=True, exist_ok=True)
-        if (
-            output == output.parent
-            or output.is_file()
-            or (output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).exists())
-        ):
-            raise EnvironmentFailure(
-                "the output exists and is not a bundle; it is left alone",
-                where=str(output),
-                remedy="choose another output with -o, or remove it yourself",
-            )
+        _require_replaceable(output)
         lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
         try:
             lock.acquire()
@@ -115,6 +106,17 @@ def staged_bundle(output: Path) -> Iterator[StagedBundle]:
             staged.discard()
     finally:
         lock.release()
+
+
+def _require_replaceable(output: Path) -> None:
+    """Raises EnvironmentFailure where something stands that no build wrote."""
+    foreign = output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).exists()
+    if output == output.parent or output.is_file() or foreign:
+        raise EnvironmentFailure(
+            "the output exists and is not a bundle; it is left alone",
+            where=str(output),
+            remedy="choose another output with -o, or remove it yourself",
+        )
 
 
 @contextlib.contextmanager
