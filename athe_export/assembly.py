@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
 
 from athe_export.bundle.manifest import (
     SCHEMA_VERSION,
@@ -19,11 +23,12 @@ from athe_export.bundle.writer import StagedBundle
 from athe_export.data.calibration import BranchShare
 from athe_export.parity.gate import NOT_GATED
 from athe_export.recipe import BranchSpec, RecipeFile
-from athe_export.runtime.golden import TOLERANCE, golden_bytes, golden_outputs
+from athe_export.runtime.golden import golden_bytes, golden_outputs, margins, tolerances
 from athe_export.system import Prepared, Routing, System
 from athe_export.targets.onnx.graph import OnnxGraph
 
 GOLDEN_PER_BRANCH = 4
+GOLDEN_CANDIDATES = 32  # of each branch's calibration images
 
 
 def add_graph(staged: StagedBundle, graph: OnnxGraph) -> GraphEntry:
@@ -42,18 +47,32 @@ def add_labels(staged: StagedBundle, prepared: Prepared) -> None:
     staged.add("labels.txt", "labels", "".join(f"{n}\n" for n in prepared.dataset.class_names).encode())
 
 
-def add_golden(staged: StagedBundle, prepared: Prepared) -> None:
-    """golden.npz: a few calibration images of every branch, with torch's outputs and those of the staged graphs."""
-    images, routing = prepared.images, prepared.routing
-    chosen = [images.sources[p] for share in routing.shares for p in share.positions[:GOLDEN_PER_BRANCH]]
-    logits, scores = prepared.reference.outputs(chosen)
-    outputs = {f"reference/{b.name}": x for b, x in zip(prepared.file.recipe.branches, logits, strict=True)}
-    if routing.policy is not None:
-        outputs["reference/router"] = scores[:, None]
-    bundle = open_bundle(staged.folder)
-    for target in dict.fromkeys(g.target for g in bundle.manifest.graphs):
-        outputs |= golden_outputs(bundle, target, chosen)
-    staged.add("golden.npz", "golden", golden_bytes(chosen, outputs))
+def add_golden(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> Manifest:
+    """golden.npz: the clearest calibration images of every branch, with torch's outputs and those of the staged graphs.
+
+    Returns:
+        The manifest with the golden tolerances.
+    """
+    bundle, images = open_bundle(staged.folder), prepared.images
+    shares = [share.positions[:GOLDEN_CANDIDATES] for share in prepared.routing.shares]
+    candidates = [images.sources[p] for share in shares for p in share]
+    outputs: dict[str, npt.NDArray[np.float32]] = {}
+    for target in dict.fromkeys(g.target for g in manifest.graphs):
+        outputs |= golden_outputs(bundle, target, candidates)
+    allowed = tolerances(outputs)
+    margin, chosen, start = margins(manifest, outputs, allowed), [], 0
+    for share in shares:
+        clearest = np.argsort(-margin[start : start + len(share)], kind="stable")[:GOLDEN_PER_BRANCH]
+        chosen += [start + int(i) for i in clearest]
+        start += len(share)
+    pixels = [candidates[i] for i in chosen]
+    logits, scores = prepared.reference.outputs(pixels)
+    kept = {name: output[chosen] for name, output in outputs.items()}
+    kept |= {f"reference/{b.name}": x for b, x in zip(prepared.file.recipe.branches, logits, strict=True)}
+    if prepared.routing.policy is not None:
+        kept["reference/router"] = scores[:, None]
+    staged.add("golden.npz", "golden", golden_bytes(pixels, kept))
+    return dataclasses.replace(manifest, golden={"images": len(pixels), "tolerance": allowed})
 
 
 def tool_versions() -> dict[str, str]:
@@ -91,7 +110,7 @@ def draft_manifest(prepared: Prepared, graphs: tuple[GraphEntry, ...]) -> Manife
         router=_router(file, routing),
         branches=tuple(_branch(system, b, s) for b, s in zip(recipe.branches, routing.shares, strict=True)),
         graphs=graphs,
-        golden={"tolerance": TOLERANCE},
+        golden={"images": 0, "tolerance": {"int8": 0.0, "fp32": 0.0}},  # until `add_golden`
         gate={"split": recipe.data.gate.split, "limits": vars(recipe.parity)},
         verdict=NOT_GATED,
         parity=None,

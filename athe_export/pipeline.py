@@ -82,7 +82,7 @@ def run_build(
         with timer.stage("golden"):
             add_labels(staged, prepared)
             manifest = staged.finish(draft_manifest(prepared, graphs))
-            add_golden(staged, prepared)
+            manifest = add_golden(staged, prepared, manifest)
         report = _gate(prepared, staged, manifest, timer) if prepared.system.trained else None
         with timer.stage("verify"):
             manifest = _finish(staged, manifest, report)

@@ -16,6 +16,7 @@ from athe_export.schema import DocumentReader, json_schema, key
 
 NAME = r"[a-z0-9][a-z0-9_.-]*"
 SHA256 = r"[0-9a-f]{64}"
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class ModelSpec:
 class CheckpointSpec:
     path: str | None = key("weights: .safetensors, or .pth of plain tensors", default=None)
     sha256: str | None = key("sha256 of the file; checked where given", default=None, pattern=SHA256)
-    random_seed: int | None = key("instead of a path: untrained weights of this seed (never gated)", default=None, min=0)
+    random_seed: int | None = key(
+        "instead of a path: untrained weights of this seed (never gated)", default=None, min=0, max=MAX_SEED
+    )
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class TrainSpec:
     dense: tuple[PhaseSpec, ...] = key("backbone phases, in order")
     adaptive: tuple[PhaseSpec, ...] = key("joint fine-tuning of all branches")
     router: tuple[PhaseSpec, ...] = key("router phases", default=())
-    seed: int = key("of initial weights, data order and augmentation", default=0, min=0)
+    seed: int = key("of initial weights, data order and augmentation", default=0, min=0, max=MAX_SEED)
     weight_decay: float = key("AdamW weight decay", default=0.05, min=0, max=10)
     warmup_epochs: float = key("linear warm-up of the first phase's learning rate", default=1.0, min=0, max=1000)
     label_smoothing: float = key("label smoothing", default=0.1, min=0, max=0.9)

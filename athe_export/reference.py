@@ -35,6 +35,8 @@ class TorchReference:
         size = self._branches[0].image_size  # all branches see the backbone's input
         tensor = self._tensor(images, size)
         logits = [branch.module(tensor).numpy() for branch in self._branches]
+        if self._router is not None and self._router.image_size == size:
+            return np.stack(logits), self._router.module(tensor).numpy()
         return np.stack(logits), self._scores(images)
 
     @torch.no_grad()

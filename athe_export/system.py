@@ -17,7 +17,7 @@ from athe_export.model.heads import head_importance, rank_heads
 from athe_export.preprocessing import Pixels, Preprocessing, Tensor
 from athe_export.recipe import Recipe, RecipeFile
 from athe_export.reference import TorchReference
-from athe_export.runtime.routing import RouterPolicy, policy_for_drop, policy_for_share
+from athe_export.runtime.routing import RouterPolicy, fit_policy, policy_for_share
 
 HOLDOUT = "holdout"
 
@@ -142,15 +142,12 @@ def _policy(
 ) -> RouterPolicy:
     assert recipe.router is not None
     threshold, branches = recipe.router.threshold, len(recipe.branches)
-    if threshold.fixed is not None:
-        return RouterPolicy(threshold.fixed)
-    if not system.trained:
+    if not system.trained and threshold.fixed is None:
         notes.append("router bounds split the calibration scores evenly, since the weights are untrained")
         return policy_for_share(scores, 1 / branches, branches)
-    if threshold.share_simple is not None:
-        return policy_for_share(scores, threshold.share_simple, branches)
-    assert threshold.max_drop_pp is not None
-    require_split(dataset, HOLDOUT, "router.threshold.max_drop_pp")
-    held = reference.run(dataset, HOLDOUT, np.arange(dataset.size(HOLDOUT)), progress)
-    correct = (held.answers() == held.labels).T
-    return policy_for_drop(held.scores, correct, threshold.max_drop_pp)
+    correct = np.zeros((0, branches), np.bool_)
+    if threshold.max_drop_pp is not None:
+        require_split(dataset, HOLDOUT, "router.threshold.max_drop_pp")
+        held = reference.run(dataset, HOLDOUT, np.arange(dataset.size(HOLDOUT)), progress)
+        scores, correct = held.scores, (held.answers() == held.labels).T
+    return fit_policy(branches, scores, correct, **vars(threshold))

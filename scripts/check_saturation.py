@@ -25,7 +25,7 @@ from athe_export.runtime.predictor import RoutedGraphs, preprocessing_of, resolv
 
 
 def outputs(bundle_path: Path, images: int, data_root: Path | None) -> dict[str, np.ndarray]:
-    """Logits of every branch on the first gate images, and router scores."""
+    """Logits of every branch on the first gate images, [n, classes] each."""
     bundle = open_bundle(bundle_path)
     manifest = bundle.manifest
     dataset = open_dataset(manifest.dataset["name"], data_root, data_root)
@@ -48,7 +48,9 @@ def emulated(arguments: list[str], cpu: str) -> dict[str, np.ndarray]:
         program = f"import sys; sys.path[:] = {sys.path!r}; sys.argv[1:] = {[*arguments, '--write', str(result)]!r}\n"
         program += f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
         python = os.path.realpath(sys.executable)
-        subprocess.run([qemu, "-cpu", cpu, python, "-c", program], check=True, stderr=subprocess.DEVNULL)
+        child = subprocess.run([qemu, "-cpu", cpu, python, "-c", program], stderr=subprocess.PIPE, text=True)
+        if child.returncode:
+            sys.exit(f"the emulated run ended with {child.returncode}:\n{child.stderr[-2000:]}")
         with np.load(result) as arrays:
             return dict(arrays)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from athe_export.branches import BranchGraphSource, build_branch
 from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
@@ -28,8 +28,17 @@ from athe_export.recipe import BranchSpec, OnnxQuantizeSpec, load_recipe
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.targets.onnx.export import export
 from athe_export.targets.onnx.graph import OnnxGraph
-from athe_export.targets.onnx.quantize import _Reader, quantize
+from athe_export.targets.onnx.quantize import quantize
 from athe_export.targets.onnx.simplify import simplify
+
+
+class Images(CalibrationDataReader):
+    def __init__(self, images: list[np.ndarray]) -> None:
+        self._images = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self._images, None)
+        return None if image is None else {"image": image}
 
 
 def every_op(graph: OnnxGraph, images: list[np.ndarray]) -> bytes:
@@ -40,7 +49,7 @@ def every_op(graph: OnnxGraph, images: list[np.ndarray]) -> bytes:
         quantize_static(
             source,
             result,
-            _Reader(images),
+            Images(images),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,

@@ -98,7 +98,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     ) as err:
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise CheckpointError(f"truncated or not a checkpoint: {reason}", where=str(path), remedy=remedy) from None
-    for wrapper in ("model", "state_dict"):
+    for wrapper in ("model", "state_dict", "tensors"):  # DeiT's, Lightning's and our own training state
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):

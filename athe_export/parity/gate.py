@@ -78,6 +78,9 @@ def judge(
 ) -> ParityReport:
     """Compares each target with the routed reference on the same images, paired.
 
+    The whole system has to be surely inside each limit. A branch, on the images routed to it, must not be surely
+    outside one: it may see few images, so that is all that can be asked of it; one that sees none is undecided.
+
     Args:
         reference: fp32 outputs.
         policy: the reference's routing; None: one branch.
@@ -85,15 +88,24 @@ def judge(
         branches: names, easiest first.
         limits: what must hold, each on a one-sided bound at `limits.confidence`.
     """
-    routed = reference.routed(policy)
-    every = reference.answers()
+    routed, every = reference.routed(policy), reference.answers()
     expected = every[routed, np.arange(len(routed))]
-    right = expected == reference.labels
     results, rows = {}, []
     for target, found in answers.items():
-        results[target] = _measure(reference, found, right, expected, routed, every, branches, limits)
-        rows += _limits(target, found, reference.labels, right, expected, routed, limits, policy is not None)
-    return ParityReport(len(routed), worst(r.verdict for r in rows), float(right.mean()), results, tuple(rows))
+        whole = _Comparison(expected, found.answer, reference.labels, limits.confidence)
+        parts = {}
+        for index, name in enumerate(branches):
+            own = found.branch == index
+            parts[name] = _Comparison(every[index][own], found.answer[own], reference.labels[own], limits.confidence)
+        results[target] = _measured(whole, parts, found.branch, routed)
+        rows += _whole_limits(target, whole, limits)
+        if policy is not None:
+            same = proportion(int((found.branch == routed).sum()), len(routed), limits.confidence)
+            rows.append(_at_least(f"{target}.min_router_agreement", limits.min_router_agreement, same))
+            for name, part in parts.items():
+                rows += _branch_limits(f"{target}.{name}", part, limits)
+    top1 = float((expected == reference.labels).mean())
+    return ParityReport(len(routed), worst(r.verdict for r in rows), top1, results, tuple(rows))
 
 
 def worst(verdicts: Iterable[str]) -> str:
@@ -102,84 +114,81 @@ def worst(verdicts: Iterable[str]) -> str:
     return next((v for v in (FAIL, INCONCLUSIVE) if v in found), PASS)
 
 
-def _measure(
-    reference: Reference,
-    found: TargetAnswers,
-    right: npt.NDArray[np.bool_],
-    expected: npt.NDArray[np.int64],
+@dataclass(frozen=True)
+class _Comparison:
+    """Two systems' top classes on the same n images with their labels, int64 [n] each."""
+
+    expected: npt.NDArray[np.int64]
+    answer: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    confidence: float
+
+    @property
+    def images(self) -> int:
+        return len(self.labels)
+
+    @property
+    def drop_pp(self) -> Interval:
+        """Bounds of the top-1 drop, percentage points."""
+        before, after = self.expected == self.labels, self.answer == self.labels
+        lost, won = int((before & ~after).sum()), int((~before & after).sum())
+        share = paired_difference(lost, won, self.images, self.confidence)
+        return Interval(100 * share.lower, 100 * share.upper)
+
+    @property
+    def agreement(self) -> Interval:
+        return proportion(int((self.answer == self.expected).sum()), self.images, self.confidence)
+
+    def to_json(self) -> dict[str, Any]:
+        if not self.images:
+            return {"reference_top1": None, "top1": None, "drop_pp": None, "agreement": None}
+        before, after = float((self.expected == self.labels).mean()), float((self.answer == self.labels).mean())
+        same = float((self.answer == self.expected).mean())
+        return {"reference_top1": before, "top1": after, "drop_pp": 100 * (before - after), "agreement": same}
+
+
+def _measured(
+    whole: _Comparison,
+    parts: dict[str, _Comparison],
+    branch: npt.NDArray[np.int64],
     routed: npt.NDArray[np.int64],
-    every: npt.NDArray[np.int64],
-    branches: tuple[str, ...],
-    limits: GateLimits,
 ) -> dict[str, Any]:
-    here = found.answer == reference.labels
-    drop = _drop(right, here, limits.confidence)
-    per_branch = {}
-    for index, name in enumerate(branches):
-        own = found.branch == index
-        per_branch[name] = _branch(own, every[index], found.answer, reference.labels)
-    return {
-        "top1": float(here.mean()),
-        "drop_pp": 100 * float(right.mean() - here.mean()),
-        "drop_bound_pp": 100 * drop.upper,
-        "drop_lower_bound_pp": 100 * drop.lower,
-        "agreement": float((found.answer == expected).mean()),
-        "router_agreement": float((found.branch == routed).mean()),
-        "router_flips": int((found.branch != routed).sum()),
-        "share": {name: float((found.branch == i).mean()) for i, name in enumerate(branches)},
-        "branches": per_branch,
+    """One target's entry of the documented `parity` object; branches on the images that the target routed to them."""
+    drop = whole.drop_pp
+    return whole.to_json() | {
+        "drop_bound_pp": drop.upper,
+        "drop_lower_bound_pp": drop.lower,
+        "router_agreement": float((branch == routed).mean()),
+        "router_flips": int((branch != routed).sum()),
+        "share": {name: part.images / whole.images for name, part in parts.items()},
+        "branches": {name: {"images": part.images, **part.to_json()} for name, part in parts.items()},
     }
 
 
-def _branch(
-    own: npt.NDArray[np.bool_],
-    expected: npt.NDArray[np.int64],
-    answer: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
-) -> dict[str, Any]:
-    """One branch on the images the target routed to it, against the same branch in fp32 on the same images."""
-    if not own.any():
-        return {"images": 0, "reference_top1": None, "top1": None, "drop_pp": None, "agreement": None}
-    before, after = (expected[own] == labels[own]).mean(), (answer[own] == labels[own]).mean()
-    return {
-        "images": int(own.sum()),
-        "reference_top1": float(before),
-        "top1": float(after),
-        "drop_pp": 100 * float(before - after),
-        "agreement": float((answer[own] == expected[own]).mean()),
-    }
+def _whole_limits(target: str, whole: _Comparison, limits: GateLimits) -> list[LimitResult]:
+    drop, limit = whole.drop_pp, limits.max_top1_drop_pp
+    verdict = PASS if drop.upper <= limit else FAIL if drop.lower > limit else INCONCLUSIVE
+    return [
+        LimitResult(f"{target}.max_top1_drop_pp", limit, drop.upper, verdict),
+        _at_least(f"{target}.min_agreement", limits.min_agreement, whole.agreement),
+    ]
 
 
-def _limits(
-    target: str,
-    found: TargetAnswers,
-    labels: npt.NDArray[np.int64],
-    right: npt.NDArray[np.bool_],
-    expected: npt.NDArray[np.int64],
-    routed: npt.NDArray[np.int64],
-    limits: GateLimits,
-    has_router: bool,
-) -> list[LimitResult]:
-    drop = _drop(right, found.answer == labels, limits.confidence)
-    upper = Interval(100 * drop.lower, 100 * drop.upper)
-    rows = [_at_most(f"{target}.max_top1_drop_pp", limits.max_top1_drop_pp, upper)]
-    shares = [("min_agreement", limits.min_agreement, found.answer == expected)]
-    if has_router:
-        shares.append(("min_router_agreement", limits.min_router_agreement, found.branch == routed))
-    for name, limit, same in shares:
-        rows.append(_at_least(f"{target}.{name}", limit, proportion(int(same.sum()), len(same), limits.confidence)))
-    return rows
-
-
-def _drop(right: npt.NDArray[np.bool_], here: npt.NDArray[np.bool_], confidence: float) -> Interval:
-    return paired_difference(int((right & ~here).sum()), int((~right & here).sum()), len(right), confidence)
-
-
-def _at_most(name: str, limit: float, bounds: Interval) -> LimitResult:
-    verdict = PASS if bounds.upper <= limit else FAIL if bounds.lower > limit else INCONCLUSIVE
-    return LimitResult(name, limit, bounds.upper, verdict)
+def _branch_limits(name: str, part: _Comparison, limits: GateLimits) -> list[LimitResult]:
+    """`value` is the bound on the good side: where even that is outside the limit, the branch is surely broken."""
+    if not part.images:
+        return [LimitResult(f"{name}.images", 1, 0, INCONCLUSIVE)]
+    drop, same = part.drop_pp.lower, part.agreement.upper
+    return [
+        LimitResult(f"{name}.max_top1_drop_pp", limits.max_top1_drop_pp, drop, _unless(drop > limits.max_top1_drop_pp)),
+        LimitResult(f"{name}.min_agreement", limits.min_agreement, same, _unless(same < limits.min_agreement)),
+    ]
 
 
 def _at_least(name: str, limit: float, bounds: Interval) -> LimitResult:
     verdict = PASS if bounds.lower >= limit else FAIL if bounds.upper < limit else INCONCLUSIVE
     return LimitResult(name, limit, bounds.lower, verdict)
+
+
+def _unless(broken: bool) -> str:
+    return FAIL if broken else PASS

@@ -19,9 +19,10 @@ from athe_export.preprocessing import Pixels
 from athe_export.runtime.predictor import open_session, preprocessing_of, unavailable
 from athe_export.runtime.routing import RouterPolicy
 
-# Largest difference of an output that another machine may show. int8 graphs have float ops between integer ones, so
-# one rounding can fall the other way there; fp32 differs by summation order alone.
-TOLERANCE = {"int8": 0.1, "fp32": 1e-3}
+# The difference that another machine may show. int8 graphs have float ops between integer ones, so one rounding can fall
+# the other way there, which moves logits by a small part of their spread; fp32 differs by summation order alone.
+INT8_TOLERANCE = 0.05  # of the standard deviation of a graph's logits
+FP32_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,32 @@ def golden_outputs(bundle: Bundle, target: str, images: list[Pixels]) -> dict[st
         rows = [session.run(preprocessing.tensor(image, size)).reshape(-1) for image in images]
         outputs[key(target, entry.role, entry.precision)] = np.stack(rows)
     return outputs
+
+
+def tolerances(outputs: dict[str, npt.NDArray[np.float32]]) -> dict[str, float]:
+    """Largest allowed absolute difference by precision, from a bundle's own outputs keyed as stored."""
+    spreads = [float(x.std()) for name, x in outputs.items() if name.endswith("/int8")]
+    return {"int8": INT8_TOLERANCE * min(spreads, default=1.0), "fp32": FP32_TOLERANCE}
+
+
+def margins(
+    manifest: Manifest, outputs: dict[str, npt.NDArray[np.float32]], allowed: dict[str, float]
+) -> npt.NDArray[np.float64]:
+    """How far each image's decisions are from tipping over, in tolerances: the least over all graphs, [n].
+
+    Golden images are chosen by it, since one that lies on the edge may be answered otherwise by a healthy machine.
+    """
+    found = []
+    for name, output in outputs.items():
+        target, role, precision = name.split("/")
+        if role == "router":
+            assert manifest.router is not None
+            distance = np.abs(output - np.asarray(manifest.router.bounds[target], np.float32)).min(-1)
+        else:
+            ranked = np.sort(output, -1)
+            distance = (ranked[:, -1] - ranked[:, -2]) / 2  # both may move
+        found.append(distance.astype(np.float64) / allowed[precision])
+    return np.min(found, axis=0)
 
 
 def golden_bytes(images: list[Pixels], outputs: dict[str, npt.NDArray[np.float32]]) -> bytes:

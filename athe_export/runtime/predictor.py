@@ -86,14 +86,18 @@ class RoutedGraphs:
     def answer(self, source: Pixels, preprocessing: Preprocessing, branch: str = "auto") -> Answer:
         """Routes and classifies one image at source size, uint8 [s, s, 3]; a branch that is named is taken unrouted."""
         score: float | None = None
+        tensor = np.empty((0,), np.float32)
         if self._policy is not None and branch == "auto":
-            size = self._entries["router"].inputs[0].shape[-1]
-            score = float(self.session("router").run(preprocessing.tensor(source, size)).reshape(-1)[0])
+            tensor = preprocessing.tensor(source, self._size("router"))
+            score = float(self.session("router").run(tensor).reshape(-1)[0])
         if branch == "auto":
             branch = self.branches[self._policy.branch_of(score) if self._policy and score is not None else 0]
-        size = self._entries[branch].inputs[0].shape[-1]
-        logits = self.session(branch).run(preprocessing.tensor(source, size)).reshape(-1)
-        return Answer(logits, branch, score)
+        if tensor.shape[-1] != self._size(branch):  # else the router has seen the same pixels
+            tensor = preprocessing.tensor(source, self._size(branch))
+        return Answer(self.session(branch).run(tensor).reshape(-1), branch, score)
+
+    def _size(self, role: str) -> int:
+        return self._entries[role].inputs[0].shape[-1]
 
 
 class Predictor:
@@ -172,11 +176,11 @@ def resolve_target(manifest: Manifest, target: str) -> str:
     if target != "auto" and target not in present:
         raise UsageError(f"the bundle has no target {target!r}", where="--target", remedy="use " + ", ".join(present))
     wanted = present if target == "auto" else (target,)
-    if why := unavailable(wanted):
-        first = next(iter(why.items()))
-        if len(why) == len(wanted):
-            raise MissingDependency(f"target {first[0]} cannot run: {first[1]}", where="this environment", remedy=REMEDY)
-    return next(t for t in wanted if t not in why)
+    why = unavailable(wanted)
+    for name in wanted:
+        if name not in why:
+            return name
+    raise MissingDependency(f"target {wanted[0]} cannot run: {why[wanted[0]]}", where="this environment", remedy=REMEDY)
 
 
 def unavailable(targets: tuple[str, ...]) -> Mapping[str, str]:

@@ -25,6 +25,30 @@ class RouterPolicy:
         return np.searchsorted(np.asarray(self.bounds, np.float32), scores.astype(np.float32), side="left").astype(np.int64)
 
 
+def fit_policy(
+    branches: int,
+    scores: Scores,
+    correct: npt.NDArray[np.bool_],
+    *,
+    fixed: tuple[float, ...] | None = None,
+    max_drop_pp: float | None = None,
+    share_simple: float | None = None,
+) -> RouterPolicy:
+    """The policy of a recipe's threshold, of which one form is given.
+
+    Args:
+        branches: how many there are.
+        scores: difficulty, float32 [n]; read by all forms but `fixed`.
+        correct: whether each branch is right, bool [n, branches]; read by `max_drop_pp` alone.
+    """
+    if fixed is not None:
+        return RouterPolicy(fixed)
+    if share_simple is not None:
+        return policy_for_share(scores, share_simple, branches)
+    assert max_drop_pp is not None
+    return policy_for_drop(scores, correct, max_drop_pp)
+
+
 def policy_for_share(scores: Scores, share_simple: float, branches: int) -> RouterPolicy:
     """Sends `share_simple` of these scores to the easiest branch and the rest to the others in equal parts."""
     rest = (1 - share_simple) / (branches - 1)

@@ -11,8 +11,7 @@ import torch
 from athe_export.data.source import Dataset, Progress
 from athe_export.model.athe import AtheModel
 from athe_export.preprocessing import Preprocessing
-from athe_export.recipe import Recipe
-from athe_export.runtime.routing import RouterPolicy, policy_for_drop, policy_for_share
+from athe_export.runtime.routing import fit_policy
 from athe_export.training.images import ImageSet
 from athe_export.training.phases import branch_correct, router_scores
 
@@ -37,7 +36,9 @@ def metrics_of(
     result: dict[str, Any] = {"images": len(test), "top1": {n: _share(c) for n, c in zip(names, correct.T, strict=True)}}
     if model.router is not None:
         held = branch_correct(model, holdout, preprocessing, device)[:, 1:]
-        policy = _policy(model.recipe, router_scores(model, holdout, preprocessing, device), held)
+        assert model.recipe.router is not None
+        scores = router_scores(model, holdout, preprocessing, device)
+        policy = fit_policy(len(model.recipe.branches), scores, held, **vars(model.recipe.router.threshold))
         routed = policy.branches_of(router_scores(model, test, preprocessing, device))
         result["router_bounds"] = list(policy.bounds)
         result["top1"]["routed"] = _share(correct[np.arange(len(test)), routed + 1])
@@ -48,18 +49,6 @@ def metrics_of(
         result["top1_simple_half"] = {n: _share(c[~hard]) for n, c in zip(names, correct.T, strict=True)}
         result["top1_complex_half"] = {n: _share(c[hard]) for n, c in zip(names, correct.T, strict=True)}
     return result
-
-
-def _policy(recipe: Recipe, scores: npt.NDArray[np.float32], correct: npt.NDArray[np.bool_]) -> RouterPolicy:
-    """The recipe's threshold, fitted where it is stated as a trade-off; scores [n], correct [n, branches]."""
-    assert recipe.router is not None
-    threshold = recipe.router.threshold
-    if threshold.fixed is not None:
-        return RouterPolicy(threshold.fixed)
-    if threshold.share_simple is not None:
-        return policy_for_share(scores, threshold.share_simple, len(recipe.branches))
-    assert threshold.max_drop_pp is not None
-    return policy_for_drop(scores, correct, threshold.max_drop_pp)
 
 
 def _share(values: npt.NDArray[np.bool_]) -> float:

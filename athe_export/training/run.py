@@ -7,6 +7,7 @@ random state, only weights, optimiser and position.
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -171,8 +172,8 @@ class TrainingRun:
                 if not math.isfinite(value):
                     raise TrainingError(
                         f"loss is {value} in {phase.kind} epoch {epoch + 1}, step {step}, at learning rate {lr:.2e}",
-                        where=str(self.state),
-                        remedy="lower train lr in the recipe; the named file is the last good state (--resume)",
+                        where=str(self.folder),
+                        remedy=self._after_divergence(),
                     )
                 total += value
                 self.position = (index, epoch, step + 1)
@@ -183,6 +184,14 @@ class TrainingRun:
             self.position = (index, epoch + 1, 0)
             self._save(optimiser)
         return True
+
+    def _after_divergence(self) -> str:
+        if not self.state.exists():
+            return "lower the learning rates of train in the recipe and train again"
+        return (
+            f"lower the learning rates of train in the recipe and train with --init {self.state}, the last good state, "
+            "and another --output"
+        )
 
     def _objective(self, phase: Phase) -> tuple[Loss, list[torch.nn.Parameter], Tensor, int]:
         size = phase.spec.image_size or self.model.recipe.model.image_size
@@ -237,8 +246,8 @@ class TrainingRun:
         return lr
 
     def _generator(self, phase: int, epoch: int, step: int) -> torch.Generator:
-        seed = ((self.spec.seed * 64 + phase) * 16384 + epoch) * 1_000_000 + step
-        return torch.Generator().manual_seed(seed)
+        drawn = hashlib.sha256(f"{self.spec.seed}/{phase}/{epoch}/{step}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(drawn[:8]) >> 1)
 
     def _time_to_stop(self, optimiser: torch.optim.Optimizer) -> bool:
         now = time.monotonic()

@@ -32,10 +32,16 @@ class RunState:
 
 
 def settings_digest(recipe: Recipe) -> str:
-    """sha256 of everything in a recipe that training depends on; limits, targets and the pinned checkpoint are left out."""
-    parts = [recipe.model, recipe.branches, recipe.router, recipe.train, recipe.data.dataset, recipe.data.preprocessing]
-    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else repr(p) for p in parts]  # type: ignore[arg-type]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    """sha256 of everything in a recipe that trained weights depend on: no limits, targets, thresholds or digests."""
+    data, router = recipe.data, recipe.router
+    parts = {
+        "model": dataclasses.asdict(recipe.model),
+        "branches": [dataclasses.asdict(b) for b in recipe.branches],
+        "router": [router.arch, router.image_size] if router else None,
+        "data": [data.dataset, data.path, data.calibration, dataclasses.asdict(data.preprocessing)],
+        "train": dataclasses.asdict(recipe.train) if recipe.train else None,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def write_state(path: Path, state: RunState) -> None:

@@ -50,7 +50,12 @@ def perfect(reference: Reference, policy: RouterPolicy | None = POLICY) -> Targe
 
 
 def verdicts(report: ParityReport) -> dict[str, str]:
-    return {limit.name: limit.verdict for limit in report.limits}
+    """Of the whole system's limits."""
+    return {limit.name: limit.verdict for limit in report.limits if limit.name.count(".") == 1}
+
+
+def branch_verdicts(report: ParityReport) -> dict[str, str]:
+    return {limit.name: limit.verdict for limit in report.limits if limit.name.count(".") == 2}
 
 
 def gate(reference: Reference, found: TargetAnswers, limits: GateLimits = LIMITS) -> ParityReport:
@@ -108,6 +113,31 @@ def test_a_fault_of_one_branch_shows_in_that_branchs_row() -> None:
     assert rows["complex"]["agreement"] == 0
     assert rows["complex"]["drop_pp"] > 50
     assert rows["simple"]["images"] + rows["complex"]["images"] == 4000
+
+
+def test_a_ruined_branch_fails_however_rarely_it_is_used() -> None:
+    """30 of 4,000 images lie inside every limit of the whole; the branch is gone all the same."""
+    reference = make_reference()
+    policy = RouterPolicy((float(np.sort(reference.scores)[-31]),))
+    sound = perfect(reference, policy)
+    ruined = np.where(sound.branch == 1, (sound.answer + 1) % CLASSES, sound.answer)
+    report = judge(reference, policy, {"onnx": TargetAnswers(sound.branch, ruined)}, NAMES, LIMITS)
+    assert set(verdicts(report).values()) <= {PASS, INCONCLUSIVE}
+    assert branch_verdicts(report) == {
+        "onnx.simple.max_top1_drop_pp": PASS,
+        "onnx.simple.min_agreement": PASS,
+        "onnx.complex.max_top1_drop_pp": FAIL,
+        "onnx.complex.min_agreement": FAIL,
+    }
+    assert report.verdict == FAIL
+
+
+def test_a_branch_that_no_image_reaches_is_undecided() -> None:
+    reference = make_reference()
+    everything_easy = RouterPolicy((1.0,))
+    report = judge(reference, everything_easy, {"onnx": perfect(reference, everything_easy)}, NAMES, LIMITS)
+    assert set(verdicts(report).values()) == {PASS}
+    assert branch_verdicts(report)["onnx.complex.images"] == INCONCLUSIVE == report.verdict
 
 
 def test_a_drop_is_counted_on_the_same_images() -> None:

@@ -13,7 +13,7 @@ from athe_export.bundle.manifest import TensorInfo
 from athe_export.errors import ExportError
 
 DYNAMIC_OPS = frozenset({"Loop", "If", "Scan", "NonZero", "Unique", "NonMaxSuppression"})
-_INT8_OPS = frozenset({"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "DynamicQuantizeLSTM"})
+_INT8_OPS = frozenset({"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"})
 _INT8_FUSIBLE = frozenset({"Gemm", "MatMul", "Conv"})
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
 _LAYOUT = frozenset(
