@@ -20,6 +20,7 @@ from athe_export.schema import DocumentReader, key
 
 SHA256 = r"[0-9a-f]{64}"
 LEAST_PER_BRANCH = 32
+MAKE = "python -m athe_export.data.make_calibration --help"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def read_calibration_set(path: Path) -> CalibrationSet:
         raise CalibrationError(
             f"the calibration set cannot be read: {reason}",
             where=str(path),
-            remedy="correct data.calibration in the recipe, or make a set with scripts/make_calibration.py",
+            remedy=f"correct data.calibration in the recipe, or make a set: {MAKE}",
         ) from None
     reader = DocumentReader()
     found = reader.read(CalibrationSet, text)
@@ -196,5 +197,5 @@ def _refused(path: Path, problems: list[str]) -> CalibrationError:
     return CalibrationError(
         "the calibration set is refused:\n" + "\n".join(f"  {p}" for p in problems),
         where=str(path),
-        remedy="make a new one with scripts/make_calibration.py; a part of a set is never used",
+        remedy=f"make a new one, since a part of a set is never used: {MAKE}",
     )
