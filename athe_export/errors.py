@@ -81,7 +81,7 @@ class CheckpointError(AtheExportError):
 
 class CalibrationError(AtheExportError):
     exit_code, kind = 2, "calibration"
-    remedy_of_kind = "make a new calibration set with scripts/make_calibration.py"
+    remedy_of_kind = "make a new calibration set: python -m athe_export.data.make_calibration --help"
 
 
 class GateFailed(AtheExportError):
