@@ -11,6 +11,7 @@ import ctypes
 import dataclasses
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,13 +64,16 @@ class StagedBundle:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def promote(self) -> None:
-        """Puts the staged folder in the output's place and removes what was there."""
+        """Puts the staged folder in the output's place and removes what was there.
+
+        What cannot be removed stays in the staging folder, which the next build clears: the new bundle is in place.
+        """
         with said_plainly(self.output):
             if not self.output.exists():
                 os.rename(self.folder, self.output)
                 return
             _exchange(self.folder, self.output)
-            shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -95,8 +99,11 @@ def staged_bundle(output: Path) -> Iterator[StagedBundle]:
     try:
         staged = StagedBundle(output)
         with said_plainly(staged.folder):
-            if _previous(output).exists() and not output.exists():
-                os.rename(_previous(output), output)  # a kill between the two renames of `_exchange`
+            if _previous(output).exists():  # a kill between two renames of `_exchange`
+                if output.exists():
+                    shutil.rmtree(_previous(output))
+                else:
+                    os.rename(_previous(output), output)
             if staged.folder.exists():
                 shutil.rmtree(staged.folder)
             staged.folder.mkdir()
@@ -110,13 +117,26 @@ def staged_bundle(output: Path) -> Iterator[StagedBundle]:
 
 def _require_replaceable(output: Path) -> None:
     """Raises EnvironmentFailure where something stands that no build wrote."""
-    foreign = output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).exists()
+    foreign = output.is_dir() and any(output.iterdir()) and not _is_bundle(output)
     if output == output.parent or output.is_file() or foreign:
         raise EnvironmentFailure(
             "the output exists and is not a bundle; it is left alone",
             where=str(output),
             remedy="choose another output with -o, or remove it yourself",
         )
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a build wrote the folder: a bundle of any version, or a damaged one that still has its digest."""
+    try:
+        digest = (folder / MANIFEST_DIGEST).read_text()
+    except (OSError, UnicodeDecodeError):
+        return False  # many things have a manifest.json, a web app for one
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return digest.split()[1:] == [MANIFEST]
+    return isinstance(content, dict) and type(content.get("schema_version")) is int
 
 
 @contextlib.contextmanager
@@ -153,7 +173,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _exchange(staging: Path, output: Path) -> None:
-    """Swaps two folders in one step where the kernel can (Linux); elsewhere in two renames."""
+    """Swaps two folders in one step where the kernel can (Linux); elsewhere in three renames."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         done = libc.renameat2(_AT_FDCWD, os.fsencode(staging), _AT_FDCWD, os.fsencode(output), _RENAME_EXCHANGE)
@@ -164,7 +184,8 @@ def _exchange(staging: Path, output: Path) -> None:
     previous = _previous(output)
     os.rename(output, previous)
     os.rename(staging, output)
-    os.rename(previous, staging)
+    with contextlib.suppress(OSError):  # the new bundle is in place; the next build clears the old one
+        os.rename(previous, staging)
 
 
 def _previous(output: Path) -> Path:
