@@ -16,11 +16,16 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# the wheel in a venv that has no torch: what a device gets
-thin: .venv/.installed
-	scripts/check_thin_install.sh artifacts/bundles/quickstart
+# the wheel in a venv that has no torch: what a device gets. The quickstart is built first if it is not there.
+thin: .venv/.installed artifacts/bundles/quickstart/manifest.json
+	PYTHON=$(PYTHON) scripts/check_thin_install.sh artifacts/bundles/quickstart
 
+artifacts/bundles/quickstart/manifest.json:
+	$(MAKE) demo
+
+# The two variables pin the isolated environment in which pip builds this package: up to 25.2 pip reads the first there,
+# later the second.
 .venv/.installed: pyproject.toml scripts/constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install -q -c scripts/constraints.txt -e ".[build,dev]"
+	PIP_CONSTRAINT=scripts/constraints.txt PIP_BUILD_CONSTRAINT=scripts/constraints.txt $(PIP) install -q -e ".[build,dev]"
 	@touch $@

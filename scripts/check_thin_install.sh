@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# usage: check_thin_install.sh BUNDLE: builds the wheel, installs it with the onnx extra alone into a fresh venv outside
-# the checkout, shows that torch is absent, and verifies and runs the bundle there.
+# usage: [PYTHON=python3] check_thin_install.sh BUNDLE: builds the wheel, installs it with the onnx extra alone into a
+# fresh venv outside the checkout, shows that torch is absent, and uses the bundle and the shipped recipes there.
 set -euo pipefail
+if [ ! -f "${1:-}/manifest.json" ]; then
+    echo "there is no bundle at '${1:-}': make demo builds artifacts/bundles/quickstart" >&2
+    exit 2
+fi
 bundle=$(realpath "$1")
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 .venv/bin/python -m build --wheel --no-isolation --outdir "$work" . >"$work/build.log" || { cat "$work/build.log"; exit 1; }
-python3 -m venv "$work/venv"
+"${PYTHON:-python3}" -m venv "$work/venv"
 wheel=$(ls "$work"/*.whl)
 "$work/venv/bin/python" -m pip install -q --disable-pip-version-check -c scripts/constraints.txt "$wheel[onnx]"
 cp -r "$bundle" "$work/bundle"
@@ -28,3 +32,12 @@ Image.fromarray(numpy.where(disc[..., None], [230, 30, 30], [20, 30, 60]).astype
 PY
 venv/bin/athe-export run bundle photo.jpg
 venv/bin/athe-export recipes list
+venv/bin/athe-export recipes copy quickstart .
+venv/bin/python -m athe_export.data.make_calibration shapes 32 mine.yaml
+code=0
+venv/bin/athe-export build recipes/quickstart.yaml 2>refusal || code=$?
+cat refusal
+if [ "$code" != 6 ] || ! grep -qF 'pip install "athe-export[build]"' refusal; then
+    echo "a build without torch must end with code 6 and the command that installs it, not with code $code" >&2
+    exit 1
+fi
