@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from athe_export.branches import BranchGraphSource, build_branch
 from athe_export.errors import CalibrationError, ExportError, RecipeError
 from athe_export.model.athe import AtheModel
 from athe_export.preprocessing import Tensor
-from athe_export.recipe import OnnxQuantizeSpec, load_recipe
+from athe_export.recipe import OnnxQuantizeSpec, OnnxTarget, load_recipe
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.targets.onnx.export import export, require_equal
 from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
 from athe_export.targets.onnx.quantize import quantize, require_layers
 from athe_export.targets.onnx.simplify import simplify
+
+OPSET = next(f for f in dataclasses.fields(OnnxTarget) if f.name == "opset").metadata
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +186,26 @@ def test_a_dynamic_shape_a_nameless_node_and_control_flow_are_refused() -> None:
         require_static(_model([1, 4], [condition, branch]), "test")
 
 
-def test_an_opset_too_old_for_the_graph_is_one_clear_error(source: BranchGraphSource, images: tuple[Tensor, ...]) -> None:
-    graph = export(source, 18, images)  # without a Gelu op: the exporter composes it
-    assert next(o.version for o in graph.model.opset_import if o.domain == "") == 18
+@pytest.mark.parametrize("opset", range(OPSET["min"], OPSET["max"] + 1))
+def test_every_opset_that_a_recipe_may_name_gives_an_int8_graph_of_that_opset(
+    opset: int, source: BranchGraphSource, images: tuple[Tensor, ...]
+) -> None:
+    plain = simplify(export(source, opset, images[:1]))  # held against torch in there
+    quantized = quantize(plain, OnnxQuantizeSpec(), images)
+    assert [o.version for o in quantized.model.opset_import if o.domain == ""] == [opset]
+    assert len(quantized.int8_ops) == 1 + 3 * 4 + 1
+    exact, found = (OnnxSession(g.model.SerializeToString()).run(images[0]).ravel() for g in (plain, quantized))
+    assert np.corrcoef(exact, found)[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("opset", [7, 26])  # before LayerNormalization; beyond what torch's exporter converts to
+def test_an_opset_that_torch_cannot_write_is_one_clear_error(
+    opset: int, source: BranchGraphSource, images: tuple[Tensor, ...]
+) -> None:
+    with pytest.raises(ExportError, match=f"the graph is not at opset {opset}") as caught:
+        export(source, opset, images[:1])
+    assert (caught.value.exit_code, caught.value.where) == (8, "simple")
+    assert "targets.onnx.opset: 20" in caught.value.remedy
 
 
 def test_cls_attention_scores_need_no_trained_scorer(tiny: Callable[..., Path], images: tuple[Tensor, ...]) -> None:
