@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from athe_export.bundle.manifest import MANIFEST
 from athe_export.bundle.reader import Bundle, open_bundle
-from athe_export.data.source import Progress, no_progress, open_dataset
+from athe_export.data.source import DATASETS, Dataset, Progress, no_progress, open_dataset
 from athe_export.errors import BundleIntegrityError, DatasetError, MissingDependency, UsageError
 from athe_export.parity.gate import FAIL, ParityReport, worst
 from athe_export.parity.reference import Reference, read_reference
 from athe_export.parity.run import run_gate
 from athe_export.runtime.golden import GoldenResult, check_golden
 from athe_export.runtime.onnx_session import REMEDY
-from athe_export.runtime.predictor import preprocessing_of
+from athe_export.runtime.predictor import labels_of, preprocessing_of
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,27 @@ def check_preprocessing(bundle: Bundle) -> None:
 
 def _gate(bundle: Bundle, targets: tuple[str, ...], data_root: Path, limit: int | None, progress: Progress) -> ParityReport:
     manifest = bundle.manifest
-    reference = _reference(bundle).first(limit)
-    folder = data_root if manifest.dataset["name"] == "folder" else None
-    dataset = open_dataset(manifest.dataset["name"], data_root, folder, progress)
+    reference, name = _reference(bundle), manifest.dataset["name"]
+    if name not in DATASETS:
+        raise BundleIntegrityError(f"the manifest's dataset is unknown here: {name!r}", where=str(bundle.path / MANIFEST))
+    dataset = open_dataset(name, data_root, data_root if name == "folder" else None, progress)
     if dataset.digest != manifest.dataset["sha256"]:
         raise DatasetError(
             f"the dataset's digest is {dataset.digest[:12]}…, the bundle's is {manifest.dataset['sha256'][:12]}…",
             where=str(data_root),
             remedy="give the dataset that the bundle was gated on",
         )
-    return run_gate(bundle, reference, dataset, targets, progress)
+    _require_in_split(bundle, reference, dataset)
+    return run_gate(bundle, reference.first(limit), dataset, targets, progress)
+
+
+def _require_in_split(bundle: Bundle, reference: Reference, dataset: Dataset) -> None:
+    """Raises BundleIntegrityError where the dataset has no such split, or not all of the reference's images in it."""
+    split, where = bundle.manifest.gate["split"], str(bundle.path)
+    if split not in dataset.splits:
+        raise BundleIntegrityError(f"the manifest gates on split {split!r}, which {dataset.name} does not have", where=where)
+    if reference.ids.min() < 0 or reference.ids.max() >= dataset.size(split):
+        raise BundleIntegrityError(f"the reference names images that split {split!r} does not have", where=where)
 
 
 def _reference(bundle: Bundle) -> Reference:
@@ -127,4 +139,12 @@ def _reference(bundle: Bundle) -> Reference:
             where=str(bundle.path),
             remedy=f"copy {entry.path} from where the bundle was built, or verify without --data-root",
         )
-    return read_reference(bundle.read(entry.path), entry.path)
+    found = read_reference(bundle.read(entry.path), entry.path)
+    expected = (len(bundle.manifest.branches), len(labels_of(bundle)))
+    if found.logits.shape[::2] != expected:
+        raise BundleIntegrityError(
+            f"the reference holds {found.logits.shape[0]} branches and {found.logits.shape[2]} classes, the bundle "
+            f"{expected[0]} and {expected[1]}",
+            where=entry.path,
+        )
+    return found

@@ -78,6 +78,8 @@ def _gate(m: Manifest) -> Iterator[str]:
     limits = m.gate.get("limits")
     if not isinstance(limits, dict) or not all(_number(limits.get(k)) for k in _LIMITS):
         yield f"gate.limits must hold {', '.join(_LIMITS)}"
+    elif not 0 < limits["confidence"] < 1:
+        yield "gate.limits.confidence must lie between 0 and 1"
     if not isinstance(m.gate.get("split"), str):
         yield "gate.split must be a name"
     for where, key, value in (

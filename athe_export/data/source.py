@@ -10,8 +10,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.errors import RecipeError
+from athe_export.errors import DatasetError, RecipeError
 from athe_export.preprocessing import Pixels
+
+DATASETS = ("cifar100", "folder", "shapes")
 
 
 class Dataset(Protocol):
@@ -54,7 +56,7 @@ def open_dataset(
     """Opens `cifar100` (downloaded to the user cache without a root), `folder` or `shapes`.
 
     Raises:
-        DatasetError: files missing or corrupt.
+        DatasetError: files missing or corrupt, or no such dataset.
         EnvironmentFailure: the download cannot be made or written.
     """
     if name == "cifar100":
@@ -67,6 +69,8 @@ def open_dataset(
         if folder is None:
             raise ValueError("a folder dataset needs its folder")
         return ImageFolder(folder)
+    if name != "shapes":
+        raise DatasetError(f"there is no dataset {name!r}", remedy="use one of: " + ", ".join(DATASETS))
     from athe_export.data.shapes import Shapes
 
     return Shapes()

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from athe_export.errors import BundleIntegrityError
 from athe_export.runtime.routing import RouterPolicy
 
+_TYPES = {"ids": np.int64, "labels": np.int64, "logits": np.float16, "scores": np.float32}
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -58,6 +60,11 @@ def read_reference(content: bytes, where: str) -> Reference:
         images = found.logits.shape[1:2]
         if found.logits.ndim != 3 or not found.ids.shape == found.labels.shape == found.scores.shape == images:
             raise ValueError("its arrays do not belong together")
+        wrong = [name for name, kind in _TYPES.items() if getattr(found, name).dtype != kind]
+        if wrong:
+            raise ValueError(f"arrays of other types than documented: {', '.join(wrong)}")
+        if not len(found.ids):
+            raise ValueError("it holds no images")
         return found
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as err:
         raise BundleIntegrityError(f"is not a reference file: {err}", where=where, remedy="build the bundle again") from None
