@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
+import shutil
 import ssl
 import tarfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from athe_export.data.source import Progress
 from athe_export.errors import DatasetError, EnvironmentFailure, MissingDependency
+
+if TYPE_CHECKING:  # doctor looks into the cache, and must start where numpy is missing
+    from athe_export.data.source import Progress
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
@@ -26,27 +33,14 @@ def cached_cifar100(progress: Progress, cache: Path | None = None, url: str = UR
         DatasetError: the archive is not the official one; it is removed.
         MissingDependency: without platformdirs there is no user cache.
     """
-    if cache is None:
-        try:
-            from platformdirs import user_cache_path
-        except ImportError:
-            raise MissingDependency(
-                "platformdirs is not installed, so there is no user cache to download to",
-                remedy="give a data root that holds cifar-100-python/ (--data-root, ATHE_DATA_ROOT)",
-            ) from None
-
-        cache = user_cache_path("athe-export") / "data"
-    if (cache / "cifar-100-python" / "train").exists():
+    cache = cache or user_cache()
+    if holds_cifar100(cache):
         return cache
-    archive = cache / "cifar-100-python.tar.gz"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        if not archive.exists():
-            _fetch(url, archive.with_name(archive.name + ".part"), progress)
-            archive.with_name(archive.name + ".part").replace(archive)
-        _require_md5(archive, md5)
-        _unpack(archive, cache)
-        archive.unlink()
+        with _alone(cache, progress):
+            if not holds_cifar100(cache):  # another build has downloaded it meanwhile
+                _download(cache, url, md5, progress)
     except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as err:
         raise EnvironmentFailure(
             f"CIFAR-100 cannot be downloaded: {getattr(err, 'reason', err)}",
@@ -58,6 +52,46 @@ def cached_cifar100(progress: Progress, cache: Path | None = None, url: str = UR
             f"the cache cannot be written: {err.strerror}", where=str(cache), remedy="free space, or set ATHE_DATA_ROOT"
         ) from None
     return cache
+
+
+def user_cache() -> Path:
+    """Raises MissingDependency without platformdirs."""
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:
+        raise MissingDependency(
+            "platformdirs is not installed, so there is no user cache to download to",
+            remedy="give a data root that holds cifar-100-python/ (--data-root, ATHE_DATA_ROOT)",
+        ) from None
+    return user_cache_path("athe-export") / "data"
+
+
+def holds_cifar100(root: Path) -> bool:
+    """Whether all files of the set are there; their content is not looked at."""
+    return all((root / "cifar-100-python" / name).is_file() for name in ("train", "test", "meta"))
+
+
+@contextlib.contextmanager
+def _alone(cache: Path, progress: Progress) -> Iterator[None]:
+    """One download at a time writes the cache; the lock is the kernel's, so a killed one leaves none behind."""
+    with (cache / "download.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("wait for another download of CIFAR-100", 1, 1)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _download(cache: Path, url: str, md5: str, progress: Progress) -> None:
+    archive = cache / "cifar-100-python.tar.gz"
+    if not archive.exists():
+        part = archive.with_name(archive.name + ".part")
+        _fetch(url, part, progress)
+        part.replace(archive)
+    _require_md5(archive, md5)
+    _unpack(archive, cache)
+    archive.unlink()
 
 
 def _fetch(url: str, part: Path, progress: Progress) -> None:
@@ -96,9 +130,11 @@ def _require_md5(archive: Path, md5: str) -> None:
 
 
 def _unpack(archive: Path, cache: Path) -> None:
-    """Into a staging folder, then renamed, so that a half-unpacked set is never found."""
-    staging = cache / "unpacking"
+    """Into a staging folder, then renamed, so that a half-unpacked set is never found; an incomplete one is removed."""
+    staging, folder = cache / "unpacking", cache / "cifar-100-python"
     with tarfile.open(archive) as tar:
         tar.extractall(staging, filter="data")
-    (staging / "cifar-100-python").replace(cache / "cifar-100-python")
+    if folder.exists():
+        shutil.rmtree(folder)
+    (staging / folder.name).replace(folder)
     staging.rmdir()

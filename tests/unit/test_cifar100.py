@@ -13,6 +13,7 @@ import pytest
 
 from athe_export.data import open_dataset
 from athe_export.data.cifar100 import FOLDER, MD5, Cifar100, _unpickle
+from athe_export.data.download import holds_cifar100
 from athe_export.errors import DatasetError
 from athe_export.preprocessing import Preprocessing
 
@@ -36,6 +37,14 @@ def write_official(folder: Path) -> Path:
 @pytest.fixture
 def small(tmp_path: Path) -> Cifar100:
     return Cifar100(write_official(tmp_path / FOLDER))
+
+
+def test_a_set_is_whole_with_exactly_the_official_files(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    for name in MD5:
+        assert not holds_cifar100(tmp_path)
+        (tmp_path / FOLDER / name).write_bytes(b"")
+    assert holds_cifar100(tmp_path)
 
 
 def refusal(root: Path) -> DatasetError:

@@ -10,6 +10,7 @@ import socket
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,6 +48,8 @@ class Site:
     raw: bytes | None = None  # an answer that is not HTTP
     status: int | None = None
     asked: list[str | None] = field(default_factory=list)
+    reached: threading.Event = field(default_factory=threading.Event)
+    held_until: threading.Event | None = None  # answers wait for it
     url: str = ""
 
     @property
@@ -62,6 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         site.asked.append(asked)
         self.close_connection = True
+        site.reached.set()
+        if site.held_until is not None:
+            site.held_until.wait(30)
         if site.raw is not None:
             self.wfile.write(site.raw)
             return
@@ -113,7 +119,12 @@ def fetch(site: Site, cache: Path) -> Path:
 def require_unpacked(cache: Path) -> None:
     assert (cache / FOLDER / "train").read_bytes() == NOISE
     assert sorted(p.name for p in (cache / FOLDER).iterdir()) == ["meta", "test", "train"]
-    assert [p.name for p in cache.iterdir()] == [FOLDER]  # no archive, no part, no staging is left
+    assert left_in(cache) == [FOLDER]  # no archive, no part, no staging is left
+
+
+def left_in(cache: Path) -> list[str]:
+    """What is in the cache but the empty lock file."""
+    return sorted(p.name for p in cache.iterdir() if not p.name.endswith(".lock"))
 
 
 def unreachable(cache: Path, url: str, md5: str = "0" * 32) -> EnvironmentFailure:
@@ -138,6 +149,33 @@ def test_what_is_in_the_cache_is_not_asked_for_again(site: Site, tmp_path: Path)
     fetch(site, tmp_path)
     fetch(site, tmp_path)
     assert site.asked == [None]
+
+
+def test_two_downloads_at_once_ask_the_site_once_and_the_second_says_that_it_waits(site: Site, tmp_path: Path) -> None:
+    second_waits = site.held_until = threading.Event()
+    said: list[str] = []
+
+    def second_progress(step: str, done: int, total: int) -> None:
+        said.append(step)
+        second_waits.set()
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(fetch, site, tmp_path)
+        assert site.reached.wait(30)
+        second = pool.submit(cached_cifar100, second_progress, tmp_path, site.url, site.md5)
+        assert (first.result(), second.result()) == (tmp_path, tmp_path)
+    assert site.asked == [None]
+    assert said == ["wait for another download of CIFAR-100"]
+    require_unpacked(tmp_path)
+
+
+@pytest.mark.parametrize("there", [["train"], ["train", "test"], ["meta", "stray"]], ids=" ".join)
+def test_a_set_that_is_not_whole_is_fetched_anew(site: Site, tmp_path: Path, there: list[str]) -> None:
+    (tmp_path / FOLDER).mkdir()
+    for name in there:
+        (tmp_path / FOLDER / name).write_bytes(b"half")
+    fetch(site, tmp_path)
+    require_unpacked(tmp_path)
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with-length", "chunked"])
@@ -184,7 +222,7 @@ def test_an_archive_with_another_md5_is_removed_and_the_next_attempt_starts_anew
         cached_cifar100(no_progress, tmp_path, site.url, "0" * 32)
     assert caught.value.exit_code == 6
     assert site.md5 in caught.value.what
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
     fetch(site, tmp_path)
     require_unpacked(tmp_path)
 
