@@ -1,5 +1,5 @@
-"""fp32 graph -> int8 graph: linear layers and the patch convolution; attention products, LayerNorm, Softmax and GELU
-stay float, because quantizing them makes a ViT slower and worse (docs/decisions/0002-int8-what-and-why.md).
+"""fp32 graph -> int8 graph: the linear layers. Attention products, LayerNorm, Softmax, GELU and the patch convolution
+stay float, because quantizing them makes a ViT slower or worse (docs/decisions/0002-int8-what-and-why.md).
 
 Token scorers stay float too: a flipped choice of tokens costs more than the layer saves.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import io
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from athe_export.preprocessing import Tensor
 from athe_export.recipe import OnnxQuantizeSpec
 from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
 
-OP_TYPES = ["Gemm", "Conv"]
+OP_TYPES = ["Gemm"]
 ALWAYS_FLOAT = ("scorers.*",)
 _CHUNK = 16  # images whose intermediate outputs are held at once while calibrating
 _METHODS = {
@@ -67,7 +68,7 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
         model = onnx.load(result)
     require_static(model, f"quantization of {graph.role}")
     quantized = OnnxGraph(graph.role, "int8", model, graph.mmacs)
-    _require_coverage(graph, quantized, keep, spec.scheme)
+    _require_coverage(graph, quantized, keep)
     return quantized
 
 
@@ -120,8 +121,7 @@ def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=method,
-        # a Gemm may hand on its output in float; ONNX Runtime fuses a Conv only if its output is quantized too
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
+        extra_options={"OpTypesToExcludeOutputQuantization": OP_TYPES},
     )
 
 
@@ -145,11 +145,12 @@ def _workspace() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer advises on the root logger about steps that were taken on purpose."""
+    """The quantizer advises on the root logger about steps taken on purpose, and its calibrators print to stdout."""
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.getLogger().setLevel(level)
 
@@ -169,11 +170,9 @@ def _products(graph: OnnxGraph) -> list[str]:
     return [n.name for n in graph.model.graph.node if n.op_type == "MatMul" and n.name not in weighted]
 
 
-def _require_coverage(before: OnnxGraph, after: OnnxGraph, keep: list[str], scheme: str) -> None:
+def _require_coverage(before: OnnxGraph, after: OnnxGraph, keep: list[str]) -> None:
     """Every layer that was asked to be int8 is, and none that was to stay float: nothing unnamed either way."""
-    wanted = {node.name for node, _ in weighted_nodes(before.model)} - set(keep)
-    if scheme == "dynamic_wi8_afp32":
-        wanted -= {n.name for n in before.model.graph.node if n.op_type == "Conv"}
+    wanted = {node.name for node, _ in weighted_nodes(before.model) if node.op_type in OP_TYPES} - set(keep)
     done = {name.removesuffix("_quant").removesuffix("_MatMul") for name in after.int8_ops}
     if missing := sorted(wanted - done):
         raise ExportError(
