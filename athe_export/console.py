@@ -74,7 +74,7 @@ class Watch:
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        err.print(text, highlight=False, markup=False)
+        err.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _drop_task(self) -> None:
         if self._task is not None:
@@ -116,8 +116,9 @@ def print_build(output: Path, manifest: Manifest, seconds: float) -> None:
     for note in manifest.notes:
         say(f"note: {note}")
     print_table(COLUMNS, table(manifest), f"{manifest.name}: {manifest.verdict}")
+    program = sys.argv[0] if sys.argv[0].endswith("/athe-export") else "athe-export"  # as it can be typed here
     say(f"built {output} in {seconds:.0f} s\n\nnext:")
-    say(f"  athe-export inspect {output}\n  athe-export verify {output}\n  athe-export run {output} photo.jpg")
+    say(f"  {program} inspect {output}\n  {program} verify {output}\n  {program} run {output} YOUR_PHOTO.jpg")
 
 
 def print_manifest(manifest: Manifest) -> None:
@@ -197,5 +198,7 @@ def print_doctor(packages: dict[str, str | None], jobs: list[dict[str, Any]], da
             f"ATHE_DATA_ROOT {data['data_root']}: "
             + ("CIFAR-100 found" if data["cifar100"] else "no cifar-100-python/train there")
         )
+    elif data["cached"]:
+        say(f"ATHE_DATA_ROOT is not set: CIFAR-100 is in the user cache, {data['cached']}")
     else:
         say("ATHE_DATA_ROOT is not set: CIFAR-100 would be downloaded to the user cache")
