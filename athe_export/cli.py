@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,16 @@ from typer.exceptions import TyperException
 
 from athe_export import __version__, console
 from athe_export.dependencies import JOBS, installed_version, require
-from athe_export.errors import AtheExportError, EnvironmentFailure, GateFailed, GateInconclusive, Interrupted, UsageError
+from athe_export.errors import (
+    RESUME,
+    AtheExportError,
+    GateFailed,
+    GateInconclusive,
+    Interrupted,
+    MissingDependency,
+    UsageError,
+    as_error,
+)
 
 app = typer.Typer(
     name="athe-export",
@@ -165,11 +176,17 @@ def train(
     require("train checkpoints")
     from athe_export.training.train import train_recipe
 
-    with console.Watch() as watch:
-        result = train_recipe(
-            file, data_root=data_root, init=init, output=output, resume=resume, device=device, max_minutes=max_minutes,
-            command=" ".join(["athe-export", *sys.argv[1:]]), report=watch.line, progress=watch.progress,
-        )  # fmt: skip
+    try:
+        with console.Watch() as watch:
+            result = train_recipe(
+                file, data_root=data_root, init=init, output=output, resume=resume, device=device,
+                max_minutes=max_minutes, command=" ".join(["athe-export", *sys.argv[1:]]), report=watch.line,
+                progress=watch.progress,
+            )  # fmt: skip
+    except BaseException as error:
+        if isinstance(as_error(error), Interrupted):
+            raise Interrupted("interrupted", remedy=RESUME) from None
+        raise
     summary = {
         "checkpoint": str(result.path),
         "sha256": result.sha256,
@@ -222,11 +239,15 @@ def schema() -> None:
 @app.command(epilog="Example: athe-export doctor")
 def doctor(as_json: JsonFlag = False) -> None:
     """Say what is installed, what is missing for which job, and the command that mends it."""
+    from athe_export.data.download import holds_cifar100, user_cache
+
     modules = sorted({m for job in JOBS for m in job.modules} | {"numpy", "PIL", "yaml", "typer", "rich"})
     found = {m: installed_version(m) for m in modules}
     jobs = [{"job": j.name, "ready": not j.missing, "missing": list(j.missing), "remedy": j.remedy} for j in JOBS]
     root = os.environ.get("ATHE_DATA_ROOT")
-    data = {"data_root": root, "cifar100": bool(root) and (Path(root or "") / "cifar-100-python" / "train").exists()}
+    data = {"data_root": root, "cifar100": bool(root) and holds_cifar100(Path(root or "")), "cached": None}
+    with contextlib.suppress(MissingDependency):  # no user cache
+        data["cached"] = str(user_cache()) if holds_cifar100(user_cache()) else None
     if as_json:
         console.print_json(
             {"athe_export": __version__, "python": sys.version.split()[0], "packages": found, "jobs": jobs, **data}
@@ -250,32 +271,26 @@ def _run(arguments: list[str]) -> int:
     try:
         result = app(args=arguments, prog_name="athe-export", standalone_mode=False)
         sys.stdout.flush()  # a full disk behind stdout is met here, while it can still be said
-    except SystemExit:  # the way out that Typer and Rich take where nobody reads stdout any more
-        return 0
-    except AtheExportError as error:
-        return _failed(error, as_json)
     except TyperException as error:
         if not error.format_message():  # no verb was given: the help was printed in its place
             return UsageError.exit_code
         return _failed(UsageError(error.format_message()), as_json)
-    except KeyboardInterrupt:
-        return _failed(Interrupted("interrupted"), as_json)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
+    except BaseException as error:
+        cause = error.__context__ if isinstance(error, SystemExit) else error
+        if isinstance(cause, BrokenPipeError):  # nobody reads stdout any more; Typer and Rich then call sys.exit
             return 0
-        return _failed(EnvironmentFailure(str(error.strerror or error), where=error.filename), as_json)
-    except Exception as error:
-        if os.environ.get("ATHE_DEBUG"):
-            raise
-        return _failed(AtheExportError(f"{type(error).__name__}: {error}"), as_json)
+        return _failed(error, as_json)
     if result == Interrupted.exit_code:  # Typer's word for a KeyboardInterrupt below it
-        return _failed(Interrupted("interrupted"), as_json)
+        return _failed(KeyboardInterrupt(), as_json)
     return result if isinstance(result, int) else 0
 
 
-def _failed(error: AtheExportError, as_json: bool) -> int:
-    console.print_error(error, as_json)
-    return error.exit_code
+def _failed(error: BaseException, as_json: bool) -> int:
+    failure = as_error(error)
+    if failure.exit_code == AtheExportError.exit_code and os.environ.get("ATHE_DEBUG"):
+        traceback.print_exception(error)
+    console.print_error(failure, as_json)
+    return failure.exit_code
 
 
 if __name__ == "__main__":

@@ -127,3 +127,20 @@ class TrainingError(AtheExportError):
 class Interrupted(AtheExportError):
     exit_code, kind = 130, "interrupted"
     remedy_of_kind = "run the same command again; nothing was put in place"
+
+
+RESUME = "run the same command again with --resume, or without it where no state was saved yet"  # of interrupted training
+
+
+def as_error(error: BaseException) -> AtheExportError:
+    """Any failure as one of ours: what an entry point prints, and the code that it exits with."""
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt | OSError):
+        error = error.__context__  # torch.save covers up what stopped it
+    if isinstance(error, AtheExportError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted")
+    if isinstance(error, OSError):
+        where = None if error.filename is None else str(error.filename)
+        return EnvironmentFailure(str(error.strerror or error), where=where)
+    return AtheExportError(f"{type(error).__name__}: {error}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
-from athe_export.errors import AtheExportError
+from athe_export.errors import RESUME, AtheExportError, Interrupted, as_error
 from athe_export.recipe import load_recipe
 from athe_export.training.train import train_recipe
 
@@ -31,11 +32,22 @@ def main() -> int:
             report=lambda line: print(line, flush=True),
             **options,
         )
-    except AtheExportError as err:
-        print(f"error: {err.what}\n  at: {err.where}\n  next: {err.remedy}", file=sys.stderr)
-        return err.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error)
     print(f"{result.path}  sha256 {result.sha256}\n{result.metrics}")
     return 0
+
+
+def _failed(error: BaseException) -> int:
+    """One message, as the command line says it."""
+    failure = as_error(error)
+    if isinstance(failure, Interrupted):
+        failure = Interrupted("interrupted", remedy=RESUME)
+    if failure.exit_code == AtheExportError.exit_code and os.environ.get("ATHE_DEBUG"):
+        traceback.print_exception(error)
+    where = [f"  at: {failure.where}"] if failure.where else []
+    print("\n".join([f"error: {failure.what}", *where, f"  next: {failure.remedy}"]), file=sys.stderr)
+    return failure.exit_code
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools import Outcome, environment, error_of, listing
+from tests.tools import Outcome, environment, error_of, listing, python
 
 
 @pytest.mark.parametrize("buffered", [True, False])
@@ -36,6 +36,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(verb: list[str]) -> None:
     done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_library_that_ends_the_program_is_a_failure(status: int) -> None:
+    code = f"import sys, athe_export.shipped as s; s.shipped_recipes = lambda: sys.exit({status})\n"
+    done = python(code + "from athe_export.cli import main; main()", "recipes", "list", "--json")
+    error = error_of(Outcome(done.returncode, done.stdout, done.stderr), 1, "internal")
+    assert error["message"] == f"SystemExit: {status}"
 
 
 def _interruptible() -> None:

@@ -154,15 +154,12 @@ def test_what_is_in_the_cache_is_not_asked_for_again(site: Site, tmp_path: Path)
 def test_two_downloads_at_once_ask_the_site_once_and_the_second_says_that_it_waits(site: Site, tmp_path: Path) -> None:
     second_waits = site.held_until = threading.Event()
     said: list[str] = []
-
-    def second_progress(step: str, done: int, total: int) -> None:
-        said.append(step)
-        second_waits.set()
-
     with ThreadPoolExecutor() as pool:
         first = pool.submit(fetch, site, tmp_path)
         assert site.reached.wait(30)
-        second = pool.submit(cached_cifar100, second_progress, tmp_path, site.url, site.md5)
+        second = pool.submit(
+            cached_cifar100, lambda step, *_: (said.append(step), second_waits.set()), tmp_path, site.url, site.md5
+        )
         assert (first.result(), second.result()) == (tmp_path, tmp_path)
     assert site.asked == [None]
     assert said == ["wait for another download of CIFAR-100"]
