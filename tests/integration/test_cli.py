@@ -157,10 +157,24 @@ def test_doctor_names_every_package_and_job(monkeypatch: pytest.MonkeyPatch, tmp
     assert {j["job"] for j in document["jobs"]} == {"run and verify bundles", "build bundles", "train checkpoints"}
     assert (document["data_root"], document["cifar100"]) == (str(tmp_path), False)
     (tmp_path / "cifar-100-python").mkdir()
-    (tmp_path / "cifar-100-python" / "train").write_text("")
+    for name in ("train", "test", "meta"):
+        assert cli("doctor", "--json").document["cifar100"] is False
+        (tmp_path / "cifar-100-python" / name).write_text("")
     assert cli("doctor", "--json").document["cifar100"] is True
-    monkeypatch.delenv("ATHE_DATA_ROOT")
-    assert "ATHE_DATA_ROOT is not set" in cli("doctor").out
+
+
+def test_doctor_says_where_cifar_100_would_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ATHE_DATA_ROOT", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "athe-export" / "data"
+    assert cli("doctor", "--json").document["cached"] is None
+    assert "would be downloaded" in cli("doctor").out
+    (cache / "cifar-100-python").mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (cache / "cifar-100-python" / name).write_text("")
+    assert cli("doctor", "--json").document["cached"] == str(cache)
+    shown = cli("doctor").out
+    assert f"CIFAR-100 is in the user cache, {cache}" in shown.replace("\n", "") and "downloaded" not in shown
 
 
 # inspect and run
