@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import sysconfig
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.tools import output_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,3 +126,19 @@ def bundle(built: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "bundle"
     shutil.copytree(built, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A venv into which pip installed the wheel; its other packages are those of this interpreter."""
+    folder = tmp_path_factory.mktemp("wheel")
+    output_of(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    venv.create(folder / "venv", symlinks=True)
+    (wheel,) = folder.glob("*.whl")
+    python = folder / "venv" / "bin" / "python"
+    output_of(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
+    # After pip, which would take the checkout's install for one of this venv. The .pth file of that one is not followed,
+    # being in a folder that a .pth file names.
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "venv"

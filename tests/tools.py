@@ -64,6 +64,14 @@ def blocked_python(code: str, blocked: Iterable[str], *arguments: object) -> sub
     return python(_BLOCK.format(blocked=set(blocked)) + code, *arguments)
 
 
+def output_of(*line: object, cwd: Path | None = None) -> str:
+    """What a program that must succeed writes to stdout; nothing points it to the checkout."""
+    surroundings = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([str(a) for a in line], cwd=cwd, env=surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def environment() -> dict[str, str]:
     """The surroundings of a subprocess: one thread, since tests run beside each other, and no colours."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}

@@ -1,52 +1,42 @@
-"""The wheel, outside the checkout: it carries the recipes, their calibration sets and checkpoints."""
+"""The wheel, installed outside the checkout. That it builds the shipped recipes: tests/recipes/test_shipped.py."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
-import pytest
-
+import athe_export
 from tests.conftest import ROOT
+from tests.tools import listing, output_of
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content, unpacked where no checkout is."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        wheel.extractall(folder / "site")
-    return folder / "site"
+def test_the_installed_program_lists_the_recipes_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+    listed = json.loads(output_of(installed / "bin" / "athe-export", "recipes", "list", "--json", cwd=tmp_path))["recipes"]
+    assert {r["name"] for r in listed} == {p.stem for p in (ROOT / "recipes").glob("*.yaml")}
+    assert all(Path(r["path"]).is_relative_to(installed) for r in listed), "the checkout's recipes were listed"
 
 
-def athe_export(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(site)}
-    program = "import sys, athe_export.cli as c; assert c.__file__.startswith(sys.argv.pop(1)), c.__file__; c.main()"
-    command = [sys.executable, "-c", program, str(site), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def test_a_copied_recipe_has_its_calibration_set_and_checkpoint_beside_it(installed: Path, tmp_path: Path) -> None:
+    output_of(installed / "bin" / "athe-export", "recipes", "copy", "quickstart", ".", cwd=tmp_path)
+    copied = listing(tmp_path)
+    assert set(copied) == {
+        "recipes/quickstart.yaml",
+        "calibration/shapes_256.yaml",
+        "artifacts/checkpoints/quickstart.safetensors",
+    }
+    assert all(listing(ROOT / Path(name).parent)[Path(name).name] == digest for name, digest in copied.items())
 
 
-def test_the_wheel_lists_copies_and_builds_the_quickstart(site: Path, tmp_path: Path) -> None:
-    listed = athe_export(site, tmp_path, "recipes", "list", "--json")
-    assert {r["name"] for r in json.loads(listed.stdout)["recipes"]} == {p.stem for p in (ROOT / "recipes").glob("*.yaml")}
-    copied = athe_export(site, tmp_path, "recipes", "copy", "quickstart", ".")
-    assert copied.returncode == 0, copied.stderr
-    recipe = tmp_path / "recipes" / "quickstart.yaml"
-    text = recipe.read_text()
-    assert "limit: null" in text
-    recipe.write_text(text.replace("limit: null", "limit: 2000").replace("max_top1_drop_pp: 0.7", "max_top1_drop_pp: 2"))
-    built = athe_export(site, tmp_path, "build", "recipes/quickstart.yaml", "--json")
-    assert built.returncode == 0, built.stderr
-    assert (tmp_path / "artifacts" / "bundles" / "quickstart" / "manifest.json").exists()
+def test_the_wheel_states_its_version_licence_and_extras_and_needs_no_torch(installed: Path, tmp_path: Path) -> None:
+    code = "import json, importlib.metadata as m; print(json.dumps(m.metadata('athe-export').json))"
+    found = json.loads(output_of(installed / "bin" / "python", "-c", code, cwd=tmp_path))
+    assert (found["version"], found["license_expression"]) == (athe_export.__version__, "Apache-2.0")
+    assert set(found["provides_extra"]) == {"onnx", "build", "dev"}
+    assert not [r for r in found["requires_dist"] if "extra ==" not in r and ("torch" in r or "onnx" in r)]
 
 
-def test_the_wheel_carries_no_training_state_and_no_images(site: Path) -> None:
-    names = [p.name for p in site.rglob("*") if p.is_file()]
-    assert not [n for n in names if n.endswith((".pt", ".csv", ".png", ".npz"))]
+def test_the_wheel_carries_no_training_state_no_partial_run_and_no_images(installed: Path) -> None:
+    (package,) = installed.glob("lib/python*/site-packages/athe_export")
+    names = [p.name for p in package.rglob("*") if p.is_file()]
+    assert "quickstart.safetensors" in names
+    assert not [n for n in names if n.endswith((".pt", ".csv", ".png", ".npz", ".part")) or ".partial." in n]
