@@ -12,7 +12,7 @@ import yaml
 
 from athe_export.data.calibration import make_calibration_set
 from athe_export.data.source import open_dataset, require_split
-from athe_export.errors import AtheExportError, EnvironmentFailure, Interrupted
+from athe_export.errors import AtheExportError, as_error
 
 
 def main() -> int:
@@ -31,12 +31,8 @@ def main() -> int:
         parser.error("--seed must be 0 to 4294967295")
     try:
         print(_make(args))
-    except AtheExportError as err:
-        return _failed(err)
-    except OSError as err:
-        return _failed(EnvironmentFailure(str(err.strerror or err), where=err.filename))
-    except KeyboardInterrupt:
-        return _failed(Interrupted("interrupted"))
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(as_error(error))
     return 0
 
 
