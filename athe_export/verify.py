@@ -49,7 +49,10 @@ class VerifyReport:
     def remedy(self) -> str:
         """What to do about `broken`."""
         if not all(g.passed for g in self.golden):
-            return "install the versions in the manifest's tools, or build the bundle on this kind of machine"
+            return (
+                "install the versions in the manifest's tools; if this is an x86 processor without VNNI, 8-bit weights "
+                "saturate on it: build with targets.onnx.quantize.reduce_range: true"
+            )
         if self.verdict == FAIL:
             return "do not use this bundle here; build it again with sensitive layers float"
         return "gate on more images: raise --limit or leave it out"

@@ -60,7 +60,9 @@ def test_the_folded_router_gives_the_trained_router(model: AtheModel) -> None:
 
 def test_three_branches_and_one_branch_are_as_good_as_two(tiny: Callable[..., Path]) -> None:
     names = ["easy", "middle", "hard"]
-    branches = [{"name": n, "heads": 3, "prune": [{"after_blocks": 1, "keep": k}]} for n, k in zip(names, (0.3, 0.5, 1), strict=True)]
+    branches = [
+        {"name": n, "heads": 3, "prune": [{"after_blocks": 1, "keep": k}]} for n, k in zip(names, (0.3, 0.5, 1), strict=True)
+    ]
     three = AtheModel(load_recipe(tiny(branches=branches)).recipe)
     assert [s.role for s in graph_sources(three.eval())] == ["router", *names]
     one = AtheModel(load_recipe(tiny(branches=branches[:1], router=None)).recipe)
