@@ -1,6 +1,6 @@
 """What int8 gains on this machine: the graphs of a recipe's branches in fp32 and in each int8 scheme, side by side.
 
-python scripts/compare_int8_schemes.py RECIPE [--runs 200] [--dense]
+python scripts/compare_int8_schemes.py RECIPE [--runs 200] [--dense] [--full-size]
 
 Weights are random unless the recipe's checkpoint exists: speed does not depend on them. One thread, batch 1, variants
 interleaved in random order in one run; the table gives medians as ratios to the same branch in fp32. `every op` is ONNX
@@ -91,10 +91,14 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--dense", action="store_true", help="the unpruned backbone too")
+    parser.add_argument("--full-size", action="store_true", help="DeiT-Tiny/16 at 224 pixels in place of the recipe's model")
     args = parser.parse_args()
     file = load_recipe(args.recipe)
     recipe = file.recipe
     weights = file.resolve(recipe.checkpoint.path) if recipe.checkpoint.path else None
+    if args.full_size:
+        tiny = dataclasses.replace(recipe.model, image_size=224, patch=16, dim=192, depth=12)
+        recipe, weights = dataclasses.replace(recipe, model=tiny), None
     checkpoint = read_checkpoint(weights) if weights and weights.exists() else random_checkpoint(recipe, 0)
     model, _ = build_model(recipe, checkpoint, str(weights))
     model.head_rank = model.head_rank or (tuple(range(recipe.model.heads)),) * recipe.model.depth
