@@ -22,8 +22,15 @@ from athe_export.report.rows import COLUMNS, gate_said, table
 if TYPE_CHECKING:  # verify pulls in an engine, which most verbs do without
     from athe_export.verify import VerifyReport
 
+
+class _Diagnostics(Console):
+    def on_broken_pipe(self) -> None:
+        """Where nobody reads the progress any more, the work goes on in silence; Rich would end the program."""
+        self.quiet = True
+
+
 out = Console(soft_wrap=False)
-err = Console(stderr=True)
+err = _Diagnostics(stderr=True)
 
 
 class Watch:

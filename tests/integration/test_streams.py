@@ -63,3 +63,13 @@ def test_an_interrupted_build_says_so_and_leaves_nothing(tiny: Callable[..., Pat
     assert build.returncode == 130
     assert listing(tmp_path / "out") == {}
     error_of(Outcome(130, out, err), 130, "interrupted")
+
+
+def test_a_build_whose_progress_nobody_reads_is_finished(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    recipe = tiny(checkpoint={"path": "absent.safetensors"})  # fails after its first stage, which stderr announces
+    line = [sys.executable, "-m", "athe_export.cli", "build", str(recipe), "-o", str(tmp_path / "b"), "--json"]
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=write, text=True, env=environment(), check=False)
+    os.close(write)
+    error_of(Outcome(done.returncode, done.stdout, ""), 2, "checkpoint")
