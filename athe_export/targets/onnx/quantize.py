@@ -1,5 +1,5 @@
 """fp32 graph -> int8 graph: the linear layers. Attention products, LayerNorm, Softmax, GELU and the patch convolution
-stay float, because quantizing them makes a ViT slower or worse (docs/decisions/0002-int8-what-and-why.md).
+stay float, because quantizing them too makes a ViT slower or worse (docs/decisions/0002-int8-what-and-why.md).
 
 Token scorers stay float too: a flipped choice of tokens costs more than the layer saves.
 """
