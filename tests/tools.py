@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, Manifest, parse_manifest
-from athe_export.bundle.writer import StagedBundle
+from athe_export.bundle.reader import open_bundle
+from athe_export.bundle.writer import StagedBundle, staged_bundle
 
 ERROR_FIELDS = {"code", "kind", "message", "where", "remedy", "files"}
 
@@ -205,3 +206,17 @@ def fill(staged: StagedBundle, label: str = "a label") -> None:
     staged.add("labels.txt", "labels", f"{label}\n".encode())
     staged.add("reference.npz", "reference", b"arrays", optional=True)
     staged.finish(plain_manifest())
+
+
+def write_bundle(output: Path, label: str = "a label") -> None:
+    """Stages such a bundle and puts it in place."""
+    with staged_bundle(output) as staged:
+        fill(staged, label)
+        staged.promote()
+
+
+def label_of(output: Path) -> str:
+    """The label that `write_bundle` wrote, from a bundle that is whole."""
+    bundle = open_bundle(output)
+    bundle.check()
+    return bundle.read("labels.txt").decode().strip()

@@ -11,25 +11,12 @@ from pathlib import Path
 import pytest
 
 from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST
-from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import staged_bundle
 from athe_export.errors import EnvironmentFailure
-from tests.tools import edit_manifest, environment, fill, python
+from tests.tools import edit_manifest, environment, label_of, python, write_bundle
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "0" * 64 + f"  {MANIFEST}\n"
-
-
-def _write(output: Path, label: str) -> None:
-    with staged_bundle(output) as staged:
-        fill(staged, label)
-        staged.promote()
-
-
-def _label(output: Path) -> str:
-    bundle = open_bundle(output)
-    bundle.check()
-    return bundle.read("labels.txt").decode().strip()
 
 
 def _names(folder: Path) -> list[str]:
@@ -39,7 +26,7 @@ def _names(folder: Path) -> list[str]:
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     """A bundle that is to be replaced."""
-    _write(tmp_path / "out" / "bundle", "old")
+    write_bundle(tmp_path / "out" / "bundle", "old")
     return tmp_path / "out" / "bundle"
 
 
@@ -60,7 +47,7 @@ def test_a_folder_with_a_manifest_of_something_else_is_left_alone(tmp_path: Path
     for name, text in files.items():
         (tmp_path / "app" / name).write_text(text)
     with pytest.raises(EnvironmentFailure, match="is not a bundle; it is left alone"):
-        _write(tmp_path / "app", "new")
+        write_bundle(tmp_path / "app", "new")
     assert {p.name: p.read_text() for p in (tmp_path / "app").iterdir()} == files
 
 
@@ -78,8 +65,8 @@ def test_a_folder_with_a_manifest_of_something_else_is_left_alone(tmp_path: Path
 )
 def test_a_bundle_of_another_version_or_a_damaged_one_is_replaced(output: Path, change: Callable[[Path], object]) -> None:
     change(output)
-    _write(output, "new")
-    assert _label(output) == "new"
+    write_bundle(output, "new")
+    assert label_of(output) == "new"
 
 
 # Replaces a bundle where the kernel cannot exchange two folders in one step, and is killed before the nth rename.
@@ -88,7 +75,7 @@ import ctypes, os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from athe_export.bundle.writer import staged_bundle
-from tests.tools import fill
+from tests.tools import fill, label_of, write_bundle
 ctypes.CDLL = lambda *arguments, **options: object()  # a C library without renameat2
 left, rename = int(sys.argv[2]), os.rename
 def counted(*arguments):
@@ -109,10 +96,10 @@ def test_a_kill_before_any_rename_is_mended_by_the_next_build(output: Path, nth:
     assert python(_RENAME, output, nth).returncode == -9
     with pytest.raises(RuntimeError), staged_bundle(output):
         raise RuntimeError
-    assert _label(output) == survivor
+    assert label_of(output) == survivor
     assert _names(output.parent) == ["bundle"]
     assert python(_RENAME, output, 4).returncode == 0, "there are three renames, and the next build makes them all"
-    assert _label(output) == "new"
+    assert label_of(output) == "new"
     assert _names(output.parent) == ["bundle"]
 
 
@@ -123,7 +110,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import staged_bundle
-from tests.tools import fill
+from tests.tools import fill, label_of, write_bundle
 output = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "none", output / "onnx"], check=True)
 with staged_bundle(output) as staged:
@@ -142,6 +129,6 @@ def test_an_old_bundle_that_cannot_be_removed_is_left_to_the_next_build(output: 
     done = subprocess.run(line, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['.bundle.staging', 'bundle']\n"
-    _write(output, "newer")
-    assert _label(output) == "newer"
+    write_bundle(output, "newer")
+    assert label_of(output) == "newer"
     assert _names(output.parent) == ["bundle"]

@@ -13,27 +13,15 @@ from athe_export.bundle.manifest import MANIFEST
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import staged_bundle
 from athe_export.errors import EnvironmentFailure
-from tests.tools import environment, fill, listing, python
+from tests.tools import environment, fill, label_of, listing, python, write_bundle
 
 ROOT = Path(__file__).parents[2]
-
-
-def _write(output: Path, label: str = "a label") -> None:
-    with staged_bundle(output) as staged:
-        fill(staged, label)
-        staged.promote()
-
-
-def _label(output: Path) -> str:
-    bundle = open_bundle(output)
-    bundle.check()
-    return bundle.read("labels.txt").decode().strip()
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     """A bundle that is to be replaced."""
-    _write(tmp_path / "out" / "bundle", "old")
+    write_bundle(tmp_path / "out" / "bundle", "old")
     return tmp_path / "out" / "bundle"
 
 
@@ -42,8 +30,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def test_a_bundle_appears_complete_and_alone(tmp_path: Path) -> None:
-    _write(tmp_path / "deep" / "down" / "bundle")
-    assert _label(tmp_path / "deep" / "down" / "bundle") == "a label"
+    write_bundle(tmp_path / "deep" / "down" / "bundle")
+    assert label_of(tmp_path / "deep" / "down" / "bundle") == "a label"
     assert _names(tmp_path / "deep" / "down") == ["bundle"]
 
 
@@ -56,8 +44,8 @@ def test_nothing_is_at_the_output_before_it_is_promoted(tmp_path: Path) -> None:
 
 def test_a_new_bundle_replaces_the_old_one_whole(output: Path) -> None:
     (output / "left from the old one").write_text("")
-    _write(output, "new")
-    assert _label(output) == "new"
+    write_bundle(output, "new")
+    assert label_of(output) == "new"
     assert _names(output.parent) == ["bundle"]
 
 
@@ -74,8 +62,8 @@ def test_a_staging_folder_that_is_to_be_kept_is_kept_beside_the_old_bundle(outpu
     with staged_bundle(output) as staged:
         fill(staged, "new")
         staged.keep()
-    assert _label(output) == "old"
-    assert _label(staged.folder) == "new"
+    assert label_of(output) == "old"
+    assert label_of(staged.folder) == "new"
     assert staged.folder.parent == output.parent
 
 
@@ -88,7 +76,7 @@ def test_leftovers_of_a_killed_build_are_cleared(output: Path) -> None:
         assert _names(leftover) == []
         fill(staged, "new")
         staged.promote()
-    assert _label(output) == "new"
+    assert label_of(output) == "new"
     assert _names(output.parent) == ["bundle"]
 
 
@@ -97,7 +85,7 @@ def test_a_kill_between_two_renames_is_mended_by_the_next_build(output: Path) ->
     output.rename(output.with_name(".bundle.previous"))
     with pytest.raises(RuntimeError), staged_bundle(output):
         raise RuntimeError
-    assert _label(output) == "old"
+    assert label_of(output) == "old"
     assert _names(output.parent) == ["bundle"]
 
 
@@ -123,11 +111,11 @@ def test_a_second_build_of_the_same_output_at_the_same_time_is_told_so(output: P
             pass
         assert error.value.where == str(output)
         assert output.with_name(".bundle.staging").is_dir(), "the first build's folder was taken from it"
-        _write(output.with_name("other"))
+        write_bundle(output.with_name("other"))
         first.stdin.close()
-    assert _label(output) == "old"
-    _write(output, "new")
-    assert _label(output) == "new"
+    assert label_of(output) == "old"
+    write_bundle(output, "new")
+    assert label_of(output) == "new"
 
 
 def test_an_output_that_is_not_a_bundle_is_left_alone(tmp_path: Path) -> None:
@@ -153,23 +141,23 @@ def test_an_output_that_has_no_name_is_refused() -> None:
 
 def test_an_empty_folder_may_become_the_bundle(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
-    _write(tmp_path / "bundle")
-    assert _label(tmp_path / "bundle") == "a label"
+    write_bundle(tmp_path / "bundle")
+    assert label_of(tmp_path / "bundle") == "a label"
 
 
 def test_the_folder_one_stands_in_may_become_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    _write(Path())
-    assert _label(tmp_path / "here") == "a label"
+    write_bundle(Path())
+    assert label_of(tmp_path / "here") == "a label"
     assert _names(tmp_path) == ["here"]
 
 
 def test_a_link_to_a_bundle_stays_a_link_and_its_bundle_is_replaced(output: Path, tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to(output)
-    _write(tmp_path / "current", "new")
+    write_bundle(tmp_path / "current", "new")
     assert (tmp_path / "current").is_symlink()
-    assert _label(output) == "new"
+    assert label_of(output) == "new"
     assert _names(output.parent) == ["bundle"]
 
 
@@ -188,7 +176,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from athe_export.bundle.writer import staged_bundle
 from athe_export.errors import EnvironmentFailure
-from tests.tools import fill
+from tests.tools import fill, label_of, write_bundle
 output = Path(sys.argv[1])
 with staged_bundle(output) as staged:
     fill(staged, "old")
