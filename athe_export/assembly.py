@@ -57,7 +57,7 @@ def add_golden(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> 
     shares = [share.positions[:GOLDEN_CANDIDATES] for share in prepared.routing.shares]
     candidates = [images.sources[p] for share in shares for p in share]
     outputs: dict[str, npt.NDArray[np.float32]] = {}
-    for target in dict.fromkeys(g.target for g in manifest.graphs):
+    for target in manifest.targets:
         outputs |= golden_outputs(bundle, target, candidates)
     allowed = tolerances(outputs)
     margin, chosen, start = margins(manifest, outputs, allowed), [], 0

@@ -38,7 +38,6 @@ class Watch:
 
     def __init__(self) -> None:
         self._live = err.is_terminal
-        self._stage = ""
         self._shown: tuple[str, int] = ("", -1)
         columns = (
             SpinnerColumn(),
@@ -61,7 +60,6 @@ class Watch:
 
     def stage(self, name: str) -> None:
         """A new stage begins."""
-        self._stage = name
         err.print(f"[bold]{escape(name)}[/bold]" if self._live else name, highlight=False)
         self._drop_task()
 

@@ -155,8 +155,7 @@ def _gate(prepared: Prepared, staged: StagedBundle, manifest: Manifest, timer: _
         staged.add("reference.npz", "reference", expected.to_bytes(), optional=True)
     with timer.stage("parity"):
         staged.finish(manifest)
-        targets = dict.fromkeys(g.target for g in manifest.graphs)
-        return run_gate(open_bundle(staged.folder), expected, prepared.dataset, targets, progress)
+        return run_gate(open_bundle(staged.folder), expected, prepared.dataset, manifest.targets, progress)
 
 
 def _finish(staged: StagedBundle, manifest: Manifest, report: ParityReport | None) -> Manifest:

@@ -11,7 +11,6 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,9 +83,6 @@ class Preprocessing:
         for size in sorted(set(sizes)):
             digest.update(self.tensor(self.source(pattern), size).tobytes())
         return digest.hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        return {"source_size": self.source_size, "resize": self.resize, "mean": list(self.mean), "std": list(self.std)}
 
     def _filter(self) -> Image.Resampling:
         return {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[self.resize]

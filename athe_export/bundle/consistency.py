@@ -34,7 +34,7 @@ def _roles(m: Manifest) -> Iterator[str]:
         yield f"{len(names)} branches {'with' if m.router else 'without'} a router"
     if m.router is None:
         return
-    for target in ("reference", *dict.fromkeys(g.target for g in m.graphs)):
+    for target in ("reference", *m.targets):
         bounds = m.router.bounds.get(target)
         if bounds is None or len(bounds) != len(names) - 1 or list(bounds) != sorted(bounds):
             yield f"router.bounds.{target} must be {len(names) - 1} ascending bounds, not {bounds}"
@@ -54,7 +54,7 @@ def _graphs(m: Manifest) -> Iterator[str]:
     roles = {*(["router"] if m.router else []), *(b.name for b in m.branches)}
     if not m.graphs:
         yield "there are no graphs"
-    for target in dict.fromkeys(g.target for g in m.graphs):
+    for target in m.targets:
         found = {g.role for g in m.graphs if g.target == target}
         if found != roles:
             yield f"target {target} has graphs of {sorted(found)}, the roles are {sorted(roles)}"

@@ -124,6 +124,11 @@ class Manifest:
     notes: tuple[str, ...] = ()
     files: tuple[FileEntry, ...] = field(default=())
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets that graphs are for, in the order of the graphs."""
+        return tuple(dict.fromkeys(g.target for g in self.graphs))
+
     def file_of(self, role: str) -> FileEntry | None:
         return next((f for f in self.files if f.role == role), None)
 

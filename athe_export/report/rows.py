@@ -32,7 +32,7 @@ def gate_said(verdict: str) -> str:
 def table(manifest: Manifest) -> list[tuple[str, ...]]:
     """Rows under COLUMNS: the router, each branch on the images routed to it, and the routed whole, per target."""
     rows = []
-    for target in dict.fromkeys(g.target for g in manifest.graphs):
+    for target in manifest.targets:
         graphs = {g.role: g for g in manifest.graphs if g.target == target}
         found = ((manifest.parity or {}).get("targets") or {}).get(target)
         if "router" in graphs:

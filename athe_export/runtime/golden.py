@@ -123,7 +123,7 @@ def check_golden(bundle: Bundle) -> tuple[tuple[GoldenResult, ...], dict[str, st
     """
     stored = read_golden(bundle)
     images = list(stored["images"])
-    targets = tuple(dict.fromkeys(g.target for g in bundle.manifest.graphs))
+    targets = bundle.manifest.targets
     missing = dict(unavailable(targets))
     results: list[GoldenResult] = []
     for target in targets:

@@ -172,7 +172,7 @@ def resolve_target(manifest: Manifest, target: str) -> str:
         UsageError: the bundle has no such target.
         MissingDependency: its engine is not installed.
     """
-    present = tuple(dict.fromkeys(g.target for g in manifest.graphs))
+    present = manifest.targets
     if target != "auto" and target not in present:
         raise UsageError(f"the bundle has no target {target!r}", where="--target", remedy="use " + ", ".join(present))
     wanted = present if target == "auto" else (target,)
