@@ -54,14 +54,17 @@ class Attention(nn.Module):
         """
         heads = self.heads if keep is None else len(keep)
         qkv_w, qkv_b, proj_w = self.weights_of(keep)
-        qkv = F.linear(x, qkv_w, qkv_b).reshape(batch, -1, 3, heads, self.head_dim)
+        qkv = (self.qkv(x) if keep is None else F.linear(x, qkv_w, qkv_b)).reshape(batch, -1, 3, heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        logits = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+        # of a single head the converter to LiteRT makes a fully connected layer whose weight is k, which XNNPACK does not
+        # take; a slice of the transposed whole stays a matrix product
+        transposed = qkv.permute(2, 0, 3, 4, 1)[1] if heads == 1 else k.transpose(-2, -1)
+        logits = (q * self.head_dim**-0.5) @ transposed
         if bias is not None:
             logits = logits + bias[:, None, None, :]
         probabilities = logits.softmax(-1)
         mixed = (probabilities @ v).transpose(1, 2).reshape(x.shape[0], heads * self.head_dim)
-        return F.linear(mixed, proj_w, self.proj.bias), probabilities
+        return self.proj(mixed) if keep is None else F.linear(mixed, proj_w, self.proj.bias), probabilities
 
     def weights_of(self, keep: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
         """qkv weight, qkv bias and proj weight of the heads in `keep`; None: all."""
