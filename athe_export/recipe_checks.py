@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -112,18 +113,39 @@ def _check_train(r: Recipe, sound: _Sound) -> _Found:
         yield ("train", "crop_padding"), f"{t.crop_padding} pixels cannot be reflected; it must be below source_size {size}"
     if t.router and sound("router") and r.router is None:
         yield ("train", "router"), "there is no router to train"
-    for i, phase in enumerate(t.adaptive or ()):
-        if sound("train", "adaptive", i) and sound("model") and phase.image_size not in (None, r.model.image_size):
-            where = ("train", "adaptive", i, "image_size")
-            yield (
-                where,
-                f"{phase.image_size} is not the model's {r.model.image_size}: branches keep a constant number of tokens",
-            )
+    if t.router and not t.adaptive:
+        yield ("train", "adaptive"), "at least one phase is needed before the router's: it ranks the heads"
+    if t.images is not None and t.router_images >= t.images:
+        yield ("train", "router_images"), f"{t.router_images} of {t.images} images leaves none for the branches"
+    yield from _check_phases(r, sound)
+
+
+def _check_phases(r: Recipe, sound: _Sound) -> _Found:
+    t = r.train
+    assert t is not None
+    for kind in ("dense", "adaptive"):
+        for i, phase in enumerate(getattr(t, kind) or ()):
+            where, size = ("train", kind, i), phase.image_size
+            if not sound(*where):
+                continue
+            if phase.batch_size % t.repeated_augmentation:
+                yield (*where, "batch_size"), f"{phase.batch_size} is no multiple of repeated_augmentation"
+            if size is None or not sound("model"):
+                continue
+            if size % r.model.patch:
+                yield (*where, "image_size"), f"model.patch {r.model.patch} does not divide {size}"
+            elif kind == "adaptive" and sound("branches"):
+                small = replace(r.model, image_size=size)
+                for name in (b.name for b in r.branches if any(k < 1 for _, k in b.kept_tokens(small))):
+                    yield (*where, "image_size"), f"branch {name} keeps no token at {size} pixels"
+    if t.adaptive and sound("train", "adaptive") and sound("model", "image_size"):
+        last = t.adaptive[-1].image_size
+        if last not in (None, r.model.image_size):
+            where = ("train", "adaptive", len(t.adaptive) - 1, "image_size")
+            yield where, f"{last} is not the model's {r.model.image_size}, which the last of these phases must have"
     for i, phase in enumerate(t.router or ()):
         if sound("train", "router", i) and phase.image_size is not None:
             yield ("train", "router", i, "image_size"), "has no use here: the router trains at router.image_size"
-    if t.router and not t.adaptive:
-        yield ("train", "adaptive"), "at least one phase is needed before the router's: it ranks the heads"
 
 
 _CHECKS = (

@@ -14,9 +14,14 @@ import torch
 from torch import Tensor
 
 from athe_export.errors import CheckpointError, UsageError
-from athe_export.recipe import Recipe
+from athe_export.recipe import PhaseSpec, Recipe, TrainSpec
 
 _AFRESH = "remove the folder to start afresh"
+# Keys that digests have always counted. A later one counts where it is set, so that digests taken before it still hold.
+_ALWAYS = {
+    TrainSpec: "dense adaptive router seed weight_decay warmup_epochs label_smoothing crop_padding flip distill images",
+    PhaseSpec: "epochs image_size lr batch_size",
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,20 @@ def settings_digest(recipe: Recipe) -> str:
         "branches": [dataclasses.asdict(b) for b in recipe.branches],
         "router": [router.arch, router.image_size] if router else None,
         "data": [data.dataset, data.path, data.calibration, dataclasses.asdict(data.preprocessing)],
-        "train": dataclasses.asdict(recipe.train) if recipe.train else None,
+        "train": _counted(recipe.train) if recipe.train else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _counted(spec: TrainSpec | PhaseSpec) -> dict[str, Any]:
+    """The keys of a spec that its digest counts."""
+    always, counted = _ALWAYS[type(spec)].split(), {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if field.name in always or value != field.default:
+            phases = isinstance(value, tuple)
+            counted[field.name] = [_counted(phase) for phase in value] if phases else value
+    return counted
 
 
 def write_state(path: Path, state: RunState) -> None:
