@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from importlib.metadata import version
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from athe_export.bundle.manifest import (
     PreprocessingEntry,
     PruneEntry,
     RouterEntry,
+    TensorInfo,
 )
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import StagedBundle
@@ -24,21 +26,48 @@ from athe_export.data.calibration import BranchShare
 from athe_export.parity.gate import NOT_GATED
 from athe_export.recipe import BranchSpec, RecipeFile
 from athe_export.runtime.golden import golden_bytes, golden_outputs, margins, tolerances
+from athe_export.runtime.litert_session import LitertSession
+from athe_export.runtime.predictor import open_session
+from athe_export.runtime.routing import match_policy
 from athe_export.system import Prepared, Routing, System
-from athe_export.targets.onnx.graph import OnnxGraph
 
 GOLDEN_PER_BRANCH = 4
 GOLDEN_CANDIDATES = 32  # of each branch's calibration images
 
 
-def add_graph(staged: StagedBundle, graph: OnnxGraph) -> GraphEntry:
-    """Writes a graph and describes it."""
-    name = f"onnx/{graph.role}.{graph.precision}.onnx"
-    file = staged.add(name, f"graph:onnx:{graph.role}:{graph.precision}", graph.model.SerializeToString(deterministic=True))
+class TargetGraph(Protocol):
+    """What both targets' graphs offer."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def content(self) -> bytes: ...
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]: ...
+    @property
+    def mmacs(self) -> float: ...
+    @property
+    def int8_ops(self) -> tuple[str, ...]: ...
+    @property
+    def float_ops(self) -> tuple[str, ...]: ...
+
+
+_SUFFIXES = {"onnx": "onnx", "litert": "tflite"}
+
+
+def add_graph(staged: StagedBundle, target: str, graph: TargetGraph) -> GraphEntry:
+    """Writes a graph and describes it; of a TFLite graph, also what XNNPACK takes."""
+    name = f"{target}/{graph.role}.{graph.precision}.{_SUFFIXES[target]}"
+    file = staged.add(name, f"graph:{target}:{graph.role}:{graph.precision}", graph.content)
     int8, floats = graph.int8_ops, graph.float_ops
+    xnnpack = vars(LitertSession(graph.content).delegation()) if target == "litert" else None
     return GraphEntry(
-        graph.role, "onnx", graph.precision, name, file.bytes, file.sha256, graph.inputs, graph.outputs, graph.mmacs,
-        len(int8), len(floats), floats,
+        graph.role, target, graph.precision, name, file.bytes, file.sha256, graph.inputs, graph.outputs, graph.mmacs,
+        len(int8), len(floats), floats, xnnpack,
     )  # fmt: skip
 
 
@@ -77,8 +106,29 @@ def add_golden(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> 
 
 def tool_versions() -> dict[str, str]:
     """Versions of everything that shapes a bundle."""
-    names = ("athe-export", "torch", "onnx", "onnxruntime", "onnxsim", "numpy", "pillow")
+    names = (
+        "athe-export", "torch", "onnx", "onnxruntime", "onnxsim", "litert-torch", "ai-edge-litert", "ai-edge-quantizer",
+        "numpy", "pillow",
+    )  # fmt: skip
     return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def match_routers(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> Manifest:
+    """The manifest with bounds of their own for int8 routers, matched to the reference's routing of the same images."""
+    if manifest.router is None or prepared.routing.policy is None:
+        return manifest
+    routing, bounds = prepared.routing, dict(manifest.router.bounds)
+    size, decided = manifest.router.image_size, prepared.routing.policy.branches_of(prepared.routing.scores)
+    fixed = prepared.file.recipe.router is not None and prepared.file.recipe.router.threshold.fixed is not None
+    bundle, preprocessing = open_bundle(staged.folder), prepared.images.preprocessing
+    for entry in manifest.graphs:
+        if entry.role != "router" or entry.precision != "int8" or fixed:  # a stated number holds for every engine
+            continue
+        session = open_session(bundle, entry)
+        sources = (preprocessing.source(prepared.dataset.image(routing.split, i)) for i in routing.ids)
+        scores = np.array([session.run(preprocessing.tensor(s, size)).reshape(-1)[0] for s in sources], np.float32)
+        bounds[entry.target] = match_policy(scores, decided, len(manifest.branches)).bounds
+    return dataclasses.replace(manifest, router=dataclasses.replace(manifest.router, bounds=bounds))
 
 
 def draft_manifest(prepared: Prepared, graphs: tuple[GraphEntry, ...]) -> Manifest:
@@ -122,7 +172,8 @@ def _router(file: RecipeFile, routing: Routing) -> RouterEntry | None:
     spec = file.recipe.router
     if spec is None or routing.policy is None:
         return None
-    return RouterEntry(spec.arch, spec.image_size, {"reference": routing.policy.bounds, "onnx": routing.policy.bounds})
+    bounds = dict.fromkeys(("reference", *file.recipe.targets.names), routing.policy.bounds)
+    return RouterEntry(spec.arch, spec.image_size, bounds)
 
 
 def _branch(system: System, branch: BranchSpec, share: BranchShare) -> BranchEntry:

@@ -47,8 +47,19 @@ class BranchGraphSource:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers with weights, which `keep_float` globs are matched against."""
-        return tuple(n for n, m in self.module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
+        """Names of the layers with weights, which `keep_float` globs are matched against, in the order they run in."""
+        called: list[str] = []
+        named = [(n, m) for n, m in self.module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        hooks = [m.register_forward_hook(lambda *_, name=n: called.append(self.layer_name(name))) for n, m in named]
+        with torch.no_grad():
+            self.module(torch.zeros(1, 3, self.image_size, self.image_size))
+        for hook in hooks:
+            hook.remove()
+        return tuple(called)
+
+    def layer_name(self, name: str) -> str:
+        """A module's name as recipes write it: a branch's as in timm, the router's below `router.`."""
+        return f"router.{name}" if self.role == "router" else name
 
 
 def build_branch(model: AtheModel, branch: BranchSpec) -> BranchGraphSource:

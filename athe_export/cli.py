@@ -137,7 +137,7 @@ def inspect(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
 def run(
     bundle: BundleArgument,
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
-    target: Annotated[str, typer.Option(help="auto or onnx.")] = "auto",
+    target: Annotated[str, typer.Option(help="auto (LiteRT where it is installed), litert or onnx.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, int8 or fp32.")] = "auto",
     branch: Annotated[str, typer.Option(help="auto (the router decides) or a branch's name.")] = "auto",
     top: Annotated[int, typer.Option(min=1, help="How many classes to list.")] = 5,
@@ -167,6 +167,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     max_minutes: Annotated[float | None, typer.Option(min=0, help="End in good order after so long.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile: quicker once it has started.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a recipe's checkpoint: the dense backbone, the branches jointly, then the router."""
@@ -180,8 +181,8 @@ def train(
         with console.Watch() as watch:
             result = train_recipe(
                 file, data_root=data_root, init=init, output=output, resume=resume, device=device,
-                max_minutes=max_minutes, command=" ".join(["athe-export", *sys.argv[1:]]), report=watch.line,
-                progress=watch.progress,
+                max_minutes=max_minutes, compiled=compiled, command=" ".join(["athe-export", *sys.argv[1:]]),
+                report=watch.line, progress=watch.progress,
             )  # fmt: skip
     except BaseException as error:
         if isinstance(as_error(error), Interrupted):
@@ -241,8 +242,8 @@ def doctor(as_json: JsonFlag = False) -> None:
     """Say what is installed, what is missing for which job, and the command that mends it."""
     from athe_export.data.download import holds_cifar100, user_cache
 
-    modules = sorted({m for job in JOBS for m in job.modules} | {"numpy", "PIL", "yaml", "typer", "rich"})
-    found = {m: installed_version(m) for m in modules}
+    modules = {one for job in JOBS for m in job.modules for one in m.split("|")}
+    found = {m: installed_version(m) for m in sorted(modules | {"numpy", "PIL", "yaml", "typer", "rich"})}
     jobs = [{"job": j.name, "ready": not j.missing, "missing": list(j.missing), "remedy": j.remedy} for j in JOBS]
     root = os.environ.get("ATHE_DATA_ROOT")
     data = {"data_root": root, "cifar100": bool(root) and holds_cifar100(Path(root or "")), "cached": None}

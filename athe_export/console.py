@@ -17,7 +17,7 @@ from rich.table import Table
 
 from athe_export.bundle.manifest import Manifest
 from athe_export.errors import AtheExportError
-from athe_export.report.rows import COLUMNS, gate_said, table
+from athe_export.report.rows import COLUMNS, delegated, gate_said, percent, table
 
 if TYPE_CHECKING:  # verify pulls in an engine, which most verbs do without
     from athe_export.verify import VerifyReport
@@ -133,6 +133,8 @@ def print_manifest(manifest: Manifest) -> None:
         shapes = f"{list(g.inputs[0].shape)} → {list(g.outputs[0].shape)}"
         rows.append((g.target, g.role, g.precision, shapes, str(g.int8_ops), str(g.float_ops), g.sha256[:12]))
     print_table(("target", "role", "precision", "shapes", "int8 ops", "float ops", "sha256"), rows)
+    for g in (g for g in manifest.graphs if g.xnnpack):
+        say(f"XNNPACK, {g.role} {g.precision}: {delegated(g)}")
     if manifest.router:
         bounds = ", ".join(f"{t}: {', '.join(f'{b:.4f}' for b in bs)}" for t, bs in manifest.router.bounds.items())
         say(f"router {manifest.router.arch} at {manifest.router.image_size} px, score bounds {bounds}")
@@ -157,6 +159,10 @@ def print_verify(report: VerifyReport) -> None:
         say(f"parity on {report.parity.images} images: {report.parity.verdict}")
         for limit in report.parity.limits:
             say(f"  {limit.said()}")
+        for pair in report.parity.between:
+            difference = pair["max_logit_difference"]
+            shown = "" if difference is None else f", logits differ by {difference:.3f} at most"
+            say(f"  {' and '.join(pair['targets'])}: {percent(pair['agreement'])} same answers{shown}")
     if report.gate_at_build != "pass":
         say(gate_said(report.gate_at_build))
     say(f"verdict: {report.verdict}")

@@ -11,7 +11,7 @@ from athe_export.errors import MissingDependency
 
 @dataclass(frozen=True)
 class Job:
-    """Something a user wants to do: the import names it needs and the extra that brings them."""
+    """Something a user wants to do: the import names it needs (`one|other`: either) and the extra that brings them."""
 
     name: str
     modules: tuple[str, ...]
@@ -19,16 +19,19 @@ class Job:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        return tuple(m for m in self.modules if not installed(m))
+        return tuple(m for m in self.modules if not any(installed(one) for one in m.split("|")))
 
     @property
     def remedy(self) -> str:
         return f'pip install "athe-export[{self.extra}]"'
 
 
+_ONNX_BUILD = ("onnx", "onnxruntime", "onnxsim", "onnxscript")
+_LITERT_BUILD = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
 JOBS = (
-    Job("run and verify bundles", ("onnxruntime",), "onnx"),
-    Job("build bundles", ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "safetensors", "filelock"), "build"),
+    Job("run and verify bundles with LiteRT", ("ai_edge_litert|tflite_runtime",), "litert"),
+    Job("run and verify bundles with ONNX Runtime", ("onnxruntime",), "onnx"),
+    Job("build bundles", (*_ONNX_BUILD, *_LITERT_BUILD, "torch", "safetensors", "filelock"), "build"),
     Job("train checkpoints", ("torch", "safetensors"), "build"),
 )
 _DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.assembly import add_golden, add_graph, add_labels, draft_manifest
+from athe_export.assembly import TargetGraph, add_golden, add_graph, add_labels, draft_manifest, match_routers
+from athe_export.branches import BranchGraphSource
 from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import StagedBundle, staged_bundle
@@ -22,14 +23,19 @@ from athe_export.data.source import Dataset, open_dataset, require_classes, requ
 from athe_export.errors import ExportError, GateFailed, GateInconclusive
 from athe_export.parity.gate import FAIL, PASS, ParityReport
 from athe_export.parity.run import run_gate
-from athe_export.preprocessing import Preprocessing
+from athe_export.preprocessing import Preprocessing, Tensor
 from athe_export.recipe import RecipeFile
 from athe_export.reference import TorchReference
 from athe_export.report.html import report_html
 from athe_export.runtime.golden import check_golden
+from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.system import CalibrationImages, Prepared, fit_routing, load_system
-from athe_export.targets.onnx.export import export, require_equal
-from athe_export.targets.onnx.quantize import quantize, require_layers
+from athe_export.targets.equality import require_equal
+from athe_export.targets.keep_float import kept_float, require_layers
+from athe_export.targets.litert.export import export as litert_export
+from athe_export.targets.litert.quantize import quantize as litert_quantize
+from athe_export.targets.onnx.export import export as onnx_export
+from athe_export.targets.onnx.quantize import quantize as onnx_quantize
 from athe_export.targets.onnx.simplify import simplify
 
 CHECK_IMAGES = 4  # calibration images on which every fp32 graph is held against torch
@@ -78,10 +84,11 @@ def run_build(
     timer = _StageTimer(watch)
     with staged_bundle(output) as staged:
         prepared = _prepare(file, data_root, checkpoint, timer)
-        graphs = _onnx_graphs(prepared, staged, timer)
+        graphs = _graphs(prepared, staged, timer)
         with timer.stage("golden"):
             add_labels(staged, prepared)
             manifest = staged.finish(draft_manifest(prepared, graphs))
+            manifest = staged.finish(match_routers(staged, prepared, manifest))
             manifest = add_golden(staged, prepared, manifest)
         report = _gate(prepared, staged, manifest, timer) if prepared.system.trained else None
         with timer.stage("verify"):
@@ -107,8 +114,7 @@ def _prepare(file: RecipeFile, data_root: Path | None, checkpoint: Path | None, 
         path = str(checkpoint.resolve()) if checkpoint else file.recipe.checkpoint.path
         system = load_system(file, images, file.recipe.checkpoint.random_seed, path)
         reference = TorchReference(system.sources, images.preprocessing)
-        branches = (source for source in system.sources if source.role != "router")
-        require_layers(file.recipe.targets.onnx.quantize.keep_float, (n for b in branches for n in b.layers))
+        require_layers(file.recipe.targets, {source.role: source.layers for source in system.sources})
     with timer.stage("routing"):
         routing = fit_routing(file, system, reference, images, dataset, timer.watch.progress)
     return Prepared(file, dataset, images, system, reference, routing)
@@ -128,22 +134,57 @@ def _gate_ids(file: RecipeFile, dataset: Dataset) -> npt.NDArray[np.int64]:
     return np.arange(size if gate.limit is None else min(gate.limit, size), dtype=np.int64)
 
 
-def _onnx_graphs(prepared: Prepared, staged: StagedBundle, timer: _StageTimer) -> tuple[GraphEntry, ...]:
-    """Each role through export, simplify and quantize; the router stays float, where ONNX Runtime's int8 does not pay."""
-    recipe, images = prepared.file.recipe, prepared.images
-    shares = dict(zip((b.name for b in recipe.branches), prepared.routing.shares, strict=True))
-    entries = []
-    for source in prepared.system.sources:
-        checked = tuple(images.tensors(None, source.image_size, CHECK_IMAGES))
-        with timer.stage(f"export {source.role}"):
-            graph = simplify(export(source, recipe.targets.onnx.opset, checked))
-            require_equal(graph, source, checked, "simplification")
-        if source.role != "router":
-            with timer.stage(f"quantize {source.role}"):
-                calibration = images.tensors(shares[source.role], source.image_size)
-                graph = quantize(graph, recipe.targets.onnx.quantize, calibration)
-        entries.append(add_graph(staged, graph))
-    return tuple(entries)
+def _graphs(prepared: Prepared, staged: StagedBundle, timer: _StageTimer) -> tuple[GraphEntry, ...]:
+    """Every target asked for, every role, every precision."""
+    make = {"onnx": _onnx_graphs, "litert": _litert_graphs}
+    return tuple(
+        add_graph(staged, target, graph)
+        for target in prepared.file.recipe.targets.names
+        for source in prepared.system.sources
+        for graph in make[target](prepared, source, timer)
+    )
+
+
+def _onnx_graphs(prepared: Prepared, source: BranchGraphSource, timer: _StageTimer) -> Iterator[TargetGraph]:
+    """Export, simplify, quantize; the router stays float, where ONNX Runtime's int8 does not pay."""
+    spec = prepared.file.recipe.targets.onnx
+    assert spec is not None
+    with timer.stage(f"onnx: export {source.role}"):
+        checked = _check_images(prepared, source)
+        graph = simplify(onnx_export(source, spec.opset, checked))
+        require_equal(OnnxSession(graph.content), source, checked, "simplification")
+    if "fp32" in spec.precisions or source.role == "router":
+        yield graph
+    if "int8" in spec.precisions and source.role != "router":
+        with timer.stage(f"onnx: quantize {source.role}"):
+            quantized = onnx_quantize(graph, spec.quantize, _calibration_tensors(prepared, source))
+        yield quantized
+
+
+def _litert_graphs(prepared: Prepared, source: BranchGraphSource, timer: _StageTimer) -> Iterator[TargetGraph]:
+    """Export, quantize; a router that the recipe keeps float altogether is there once."""
+    spec = prepared.file.recipe.targets.litert
+    assert spec is not None
+    with timer.stage(f"litert: export {source.role}"):
+        graph = litert_export(source, _check_images(prepared, source))
+    kept = len(kept_float(source.layers, spec.quantize.keep_float)) == len(source.layers)
+    if "fp32" in spec.precisions or kept:
+        yield graph
+    if "int8" in spec.precisions and not kept:
+        with timer.stage(f"litert: quantize {source.role}"):
+            quantized = litert_quantize(graph, spec.quantize, _calibration_tensors(prepared, source))
+        yield quantized
+
+
+def _check_images(prepared: Prepared, source: BranchGraphSource) -> tuple[Tensor, ...]:
+    return tuple(prepared.images.tensors(None, source.image_size, CHECK_IMAGES))
+
+
+def _calibration_tensors(prepared: Prepared, source: BranchGraphSource) -> Iterator[Tensor]:
+    """A branch is calibrated on images that are routed to it, the router on all."""
+    names = [b.name for b in prepared.file.recipe.branches]
+    share = None if source.role == "router" else prepared.routing.shares[names.index(source.role)]
+    return prepared.images.tensors(share, source.image_size)
 
 
 def _gate(prepared: Prepared, staged: StagedBundle, manifest: Manifest, timer: _StageTimer) -> ParityReport:
@@ -179,7 +220,7 @@ def _missed(report: ParityReport, result: BuildResult) -> GateFailed | GateIncon
         f"the parity gate {word}:\n" + "\n".join(f"  {line}" for line in broken),
         where=str(result.output),
         remedy="the staging folder is kept for inspection and the previous bundle is untouched; keep sensitive "
-        "layers float (targets.onnx.quantize.keep_float), change the calibrator, or use more gate images",
+        "layers float (keep_float of the target's quantize section), change the calibrator, or use more gate images",
         report=result.to_json(),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from athe_export.data.calibration import read_calibration_set
 from athe_export.errors import CheckpointError
-from athe_export.recipe import RecipeFile
+from athe_export.recipe import LitertTarget, OnnxTarget, RecipeFile
 
 
 def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoint: Path | None) -> dict[str, Any]:
@@ -27,8 +27,11 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
     calibration = read_calibration_set(file.resolve(recipe.data.calibration))
     roles = [*(["router"] if recipe.router else []), *(b.name for b in recipe.branches)]
     stages = ["data", "checkpoint", "routing"]
-    for role in roles:
-        stages += [f"export {role}", *([] if role == "router" else [f"quantize {role}"])]
+    for target in recipe.targets.names:
+        int8 = "int8" in getattr(recipe.targets, target).precisions
+        for role in roles:
+            quantized = int8 and not (target == "onnx" and role == "router")
+            stages += [f"{target}: export {role}", *([f"{target}: quantize {role}"] if quantized else [])]
     gated = weights is not None
     stages += ["golden", *(["reference", "parity"] if gated else []), "verify"]
     return {
@@ -51,6 +54,11 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
             }
             for b in recipe.branches
         ],
-        "targets": {"onnx": {"opset": recipe.targets.onnx.opset, "scheme": recipe.targets.onnx.quantize.scheme}},
+        "targets": {name: _target(getattr(recipe.targets, name)) for name in recipe.targets.names},
         "stages": stages,
     }
+
+
+def _target(spec: OnnxTarget | LitertTarget) -> dict[str, Any]:
+    opset = {"opset": spec.opset} if isinstance(spec, OnnxTarget) else {}
+    return opset | {"precisions": list(spec.precisions), "scheme": spec.quantize.scheme}

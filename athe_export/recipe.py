@@ -5,6 +5,7 @@ Paths in a recipe are relative to the recipe's own folder; `resolve` makes them 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from athe_export.schema import DocumentReader, json_schema, key
 NAME = r"[a-z0-9][a-z0-9_.-]*"
 SHA256 = r"[0-9a-f]{64}"
 MAX_SEED = 2**32 - 1
+Precision = Literal["int8", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,33 @@ class OnnxQuantizeSpec:
 @dataclass(frozen=True)
 class OnnxTarget:
     opset: int = key("ONNX opset", default=20, min=18, max=23)
+    precisions: tuple[Precision, ...] = key("graphs of every branch to put into the bundle", default=("int8",))
     quantize: OnnxQuantizeSpec = key("quantization", default=OnnxQuantizeSpec())
 
 
 @dataclass(frozen=True)
+class LitertQuantizeSpec:
+    scheme: Literal["static_wi8_ai8", "dynamic_wi8_afp32"] = key("int8 scheme", default="static_wi8_ai8")
+    keep_float: tuple[str, ...] = key("torch module globs of layers that stay float", default=())
+
+
+@dataclass(frozen=True)
+class LitertTarget:
+    precisions: tuple[Precision, ...] = key("graphs of every role to put into the bundle", default=("int8",))
+    quantize: LitertQuantizeSpec = key("quantization", default=LitertQuantizeSpec())
+
+
+@dataclass(frozen=True)
 class Targets:
-    onnx: OnnxTarget = key("ONNX Runtime")
+    """At least one of them."""
+
+    onnx: OnnxTarget | None = key("ONNX Runtime", default=None)
+    litert: LitertTarget | None = key("LiteRT with XNNPACK", default=None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The targets asked for, as they stand in the bundle."""
+        return tuple(f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None)
 
 
 @dataclass(frozen=True)

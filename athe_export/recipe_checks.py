@@ -102,6 +102,17 @@ def _check_threshold(r: Recipe, sound: _Sound) -> _Found:
             yield where, "bounds must ascend"
 
 
+def _check_targets(r: Recipe, sound: _Sound) -> _Found:
+    if not sound("targets"):
+        return
+    if not r.targets.names:
+        yield ("targets",), "names no target; add onnx, litert or both"
+    for name in r.targets.names:
+        precisions = getattr(r.targets, name).precisions
+        if not precisions or len(set(precisions)) != len(precisions):
+            yield ("targets", name, "precisions"), "must name int8, fp32 or both, each once"
+
+
 def _check_train(r: Recipe, sound: _Sound) -> _Found:
     if r.train is None or not sound("train"):
         return
@@ -126,8 +137,6 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
     for kind in ("dense", "adaptive"):
         for i, phase in enumerate(getattr(t, kind) or ()):
             where, size = ("train", kind, i), phase.image_size
-            if not sound(*where):
-                continue
             if phase.batch_size % t.repeated_augmentation:
                 yield (*where, "batch_size"), f"{phase.batch_size} is no multiple of repeated_augmentation"
             if size is None or not sound("model"):
@@ -138,11 +147,14 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
                 small = replace(r.model, image_size=size)
                 for name in (b.name for b in r.branches if any(k < 1 for _, k in b.kept_tokens(small))):
                     yield (*where, "image_size"), f"branch {name} keeps no token at {size} pixels"
-    if t.adaptive and sound("train", "adaptive") and sound("model", "image_size"):
+    if t.adaptive and sound("model", "image_size"):
         last = t.adaptive[-1].image_size
         if last not in (None, r.model.image_size):
-            where = ("train", "adaptive", len(t.adaptive) - 1, "image_size")
-            yield where, f"{last} is not the model's {r.model.image_size}, which the last of these phases must have"
+            where = ("train", "adaptive", len(t.adaptive) - 1)
+            yield (
+                (*where, "image_size"),
+                f"{last} is not the model's {r.model.image_size}, which the last of these phases must have",
+            )
     for i, phase in enumerate(t.router or ()):
         if sound("train", "router", i) and phase.image_size is not None:
             yield ("train", "router", i, "image_size"), "has no use here: the router trains at router.image_size"
@@ -156,5 +168,6 @@ _CHECKS = (
     _check_branch_fit,
     _check_router,
     _check_threshold,
+    _check_targets,
     _check_train,
 )

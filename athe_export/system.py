@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from athe_export.branches import BranchGraphSource, graph_sources
@@ -14,6 +15,7 @@ from athe_export.data.source import Dataset, Progress, require_split
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
 from athe_export.model.heads import head_importance, rank_heads
+from athe_export.parity.reference import Reference
 from athe_export.preprocessing import Pixels, Preprocessing, Tensor
 from athe_export.recipe import Recipe, RecipeFile
 from athe_export.reference import TorchReference
@@ -79,11 +81,18 @@ def load_system(file: RecipeFile, images: CalibrationImages, seed: int | None, p
 
 @dataclass(frozen=True)
 class Routing:
-    """The reference's policy and each branch's calibration images; `notes` name top-ups and stand-ins."""
+    """The reference's policy, the images that it was fitted on and each branch's calibration images.
+
+    `split`, `ids` and `scores` (float32 [n], the reference's) are what another engine's policy is matched to; `notes`
+    name top-ups and stand-ins.
+    """
 
     policy: RouterPolicy | None
     shares: tuple[BranchShare, ...]
     notes: tuple[str, ...]
+    split: str = ""
+    ids: tuple[int, ...] = ()
+    scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -121,14 +130,16 @@ def fit_routing(
         return Routing(None, (everything,), ())
     scores = reference.scores(images.sources)
     notes: list[str] = []
-    policy = _policy(recipe, system, reference, dataset, scores, notes, progress)
+    policy, evidence = _policy(recipe, system, reference, dataset, scores, notes, progress)
     path = file.resolve(recipe.data.calibration)
     shares = split_by_branch(images.found, scores, policy.branches_of(scores), names, path)
     for name, share in zip(names, shares, strict=True):
         if share.topped_up:
             ids = ", ".join(map(str, share.topped_up))
             notes.append(f"branch {name} has too few calibration images of its own; topped up with ids {ids}")
-    return Routing(policy, shares, tuple(notes))
+    if evidence is None:  # the calibration images
+        return Routing(policy, shares, tuple(notes), images.found.split, tuple(images.found.ids), scores)
+    return Routing(policy, shares, tuple(notes), HOLDOUT, tuple(int(i) for i in evidence.ids), evidence.scores)
 
 
 def _policy(
@@ -136,18 +147,19 @@ def _policy(
     system: System,
     reference: TorchReference,
     dataset: Dataset,
-    scores: np.ndarray[tuple[int], np.dtype[np.float32]],
+    scores: npt.NDArray[np.float32],
     notes: list[str],
     progress: Progress,
-) -> RouterPolicy:
+) -> tuple[RouterPolicy, Reference | None]:
+    """The policy, and the reference on the held-out images where they were what fixed it."""
     assert recipe.router is not None
     threshold, branches = recipe.router.threshold, len(recipe.branches)
     if not system.trained and threshold.fixed is None:
         notes.append("router bounds split the calibration scores evenly, since the weights are untrained")
-        return policy_for_share(scores, 1 / branches, branches)
-    correct = np.zeros((0, branches), np.bool_)
+        return policy_for_share(scores, 1 / branches, branches), None
+    correct, held = np.zeros((0, branches), np.bool_), None
     if threshold.max_drop_pp is not None:
         require_split(dataset, HOLDOUT, "router.threshold.max_drop_pp")
         held = reference.run(dataset, HOLDOUT, np.arange(dataset.size(HOLDOUT)), progress)
         scores, correct = held.scores, (held.answers() == held.labels).T
-    return fit_policy(branches, scores, correct, **vars(threshold))
+    return fit_policy(branches, scores, correct, **vars(threshold)), held

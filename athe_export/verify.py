@@ -14,8 +14,7 @@ from athe_export.parity.gate import FAIL, ParityReport, worst
 from athe_export.parity.reference import Reference, read_reference
 from athe_export.parity.run import run_gate
 from athe_export.runtime.golden import GoldenResult, check_golden
-from athe_export.runtime.onnx_session import REMEDY
-from athe_export.runtime.predictor import labels_of, preprocessing_of
+from athe_export.runtime.predictor import labels_of, preprocessing_of, remedy_for
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def verify_bundle(
     check_preprocessing(bundle)
     golden, not_run = check_golden(bundle)
     if not golden:
-        target, why = next(iter(not_run.items()))
-        raise MissingDependency(f"no target of the bundle can run here: {target}: {why}", where=str(path), remedy=REMEDY)
+        said = "; ".join(f"{target}: {why}" for target, why in not_run.items())
+        raise MissingDependency(f"no target of the bundle can run here: {said}", where=str(path), remedy=remedy_for(not_run))
     parity = None
     if data_root is not None:
         parity = _gate(bundle, tuple(dict.fromkeys(g.target for g in golden)), data_root, limit, progress)

@@ -58,6 +58,11 @@ def _graphs(m: Manifest) -> Iterator[str]:
         found = {g.role for g in m.graphs if g.target == target}
         if found != roles:
             yield f"target {target} has graphs of {sorted(found)}, the roles are {sorted(roles)}"
+        elif not m.precisions(target):
+            yield f"target {target} has no precision that all branches share"
+    same = [(g.target, g.role, g.precision) for g in m.graphs]
+    if len(set(same)) != len(same):
+        yield "graphs lists one graph of a target, role and precision twice"
     tolerance = m.golden.get("tolerance")
     for g in m.graphs:
         if len(g.inputs) != 1 or len(g.outputs) != 1 or g.inputs[0].shape != (1, 3, *g.inputs[0].shape[-1:] * 2):

@@ -83,11 +83,16 @@ class BranchEntry:
 
 @dataclass(frozen=True)
 class RouterEntry:
-    """Ascending score bounds per target (and `reference`, for torch), one fewer than branches."""
+    """Ascending score bounds, one fewer than branches: of `reference` for fp32 routers, of each target for its own int8
+    router, which scores a little otherwise."""
 
     arch: str
     image_size: int
     bounds: dict[str, tuple[float, ...]]
+
+    def bounds_of(self, target: str, precision: str) -> tuple[float, ...]:
+        """The bounds for the scores of a target's router graph of this precision."""
+        return self.bounds["reference" if precision == "fp32" else target]
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,25 @@ class Manifest:
     def targets(self) -> tuple[str, ...]:
         """The targets that graphs are for, in the order of the graphs."""
         return tuple(dict.fromkeys(g.target for g in self.graphs))
+
+    def precisions(self, target: str) -> tuple[str, ...]:
+        """The precisions that every branch has for a target, int8 first."""
+        found = [{g.precision for g in self.graphs if g.target == target and g.role == b.name} for b in self.branches]
+        return tuple(p for p in ("int8", "fp32") if all(p in of_branch for of_branch in found))
+
+    @property
+    def systems(self) -> tuple[tuple[str, str], ...]:
+        """Every (target, precision) that can route and classify on its own."""
+        return tuple((target, precision) for target in self.targets for precision in self.precisions(target))
+
+    def graphs_of(self, target: str, precision: str) -> dict[str, GraphEntry]:
+        """The graphs of a system by role; a target whose router has only one precision uses it for both."""
+        own = [g for g in self.graphs if g.target == target and (g.role == "router" or g.precision == precision)]
+        return {g.role: g for g in sorted(own, key=lambda g: g.precision == precision)}
+
+    def system_name(self, target: str, precision: str) -> str:
+        """How a report calls a system: the target alone at its first precision, else `target/precision`."""
+        return target if precision == self.precisions(target)[0] else f"{target}/{precision}"
 
     def file_of(self, role: str) -> FileEntry | None:
         return next((f for f in self.files if f.role == role), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,15 @@ class GateLimits:
 
 @dataclass(frozen=True)
 class TargetAnswers:
-    """What a target did on the gate's images: branch position and top class of each, int64 [n]."""
+    """What a target did on the gate's images: branch position of each, int64 [n], and logits float32 [n, classes]."""
 
     branch: npt.NDArray[np.int64]
-    answer: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+    @property
+    def answer(self) -> npt.NDArray[np.int64]:
+        """Top class of each image, int64 [n]."""
+        return self.logits.argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,17 @@ class LimitResult:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The gate's outcome; `to_json` is the documented `parity` object."""
+    """The gate's outcome; `to_json` is the documented `parity` object.
+
+    `targets` are keyed by `Manifest.system_name`; `between` compares each two targets' int8 graphs.
+    """
 
     images: int
     verdict: str
     reference_top1: float
     targets: dict[str, dict[str, Any]]
     limits: tuple[LimitResult, ...]
+    between: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,6 +76,7 @@ class ParityReport:
             "reference": {"top1": self.reference_top1},
             "targets": self.targets,
             "limits": [vars(limit) for limit in self.limits],
+            "between": list(self.between),
         }
 
 
@@ -97,7 +108,10 @@ def judge(
         for index, name in enumerate(branches):
             own = found.branch == index
             parts[name] = _Comparison(every[index][own], found.answer[own], reference.labels[own], limits.confidence)
-        results[target] = _measured(whole, parts, found.branch, routed)
+        logits = reference.logits[routed, np.arange(len(routed))]
+        results[target] = _measured(whole, parts, found.branch, routed) | {
+            "max_logit_difference": _largest_difference(logits, found.logits, found.branch == routed)
+        }
         rows += _whole_limits(target, whole, limits)
         if policy is not None:
             same = proportion(int((found.branch == routed).sum()), len(routed), limits.confidence)
@@ -105,7 +119,9 @@ def judge(
             for name, part in parts.items():
                 rows += _branch_limits(f"{target}.{name}", part, limits)
     top1 = float((expected == reference.labels).mean())
-    return ParityReport(len(routed), worst(r.verdict for r in rows), top1, results, tuple(rows))
+    pairs = itertools.combinations((name for name in answers if "/" not in name), 2)
+    between = tuple(_between(a, answers[a], b, answers[b]) for a, b in pairs)
+    return ParityReport(len(routed), worst(r.verdict for r in rows), top1, results, tuple(rows), between)
 
 
 def worst(verdicts: Iterable[str]) -> str:
@@ -163,6 +179,26 @@ def _measured(
         "share": {name: part.images / whole.images for name, part in parts.items()},
         "branches": {name: {"images": part.images, **part.to_json()} for name, part in parts.items()},
     }
+
+
+def _between(name: str, first: TargetAnswers, other_name: str, second: TargetAnswers) -> dict[str, Any]:
+    """Two targets against each other on the same images; logits are compared where both took the same branch."""
+    alike = first.branch == second.branch
+    return {
+        "targets": [name, other_name],
+        "agreement": float((first.answer == second.answer).mean()),
+        "router_agreement": float(alike.mean()),
+        "max_logit_difference": _largest_difference(first.logits, second.logits, alike),
+    }
+
+
+def _largest_difference(
+    first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]], where: npt.NDArray[np.bool_]
+) -> float | None:
+    """Largest absolute logit difference over the images of a mask; None where it is empty."""
+    if not where.any():
+        return None
+    return float(np.abs(first[where].astype(np.float32) - second[where].astype(np.float32)).max())
 
 
 def _whole_limits(target: str, whole: _Comparison, limits: GateLimits) -> list[LimitResult]:

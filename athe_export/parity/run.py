@@ -18,26 +18,32 @@ from athe_export.runtime.routing import RouterPolicy
 def run_gate(
     bundle: Bundle, reference: Reference, dataset: Dataset, targets: Iterable[str], progress: Progress
 ) -> ParityReport:
-    """Holds the int8 graphs of `targets` against the reference, by the limits in the manifest.
+    """Holds every precision of `targets` against the reference, by the limits in the manifest.
 
     The same call gates a staged bundle where it is built and a copy of it on the device.
     """
     manifest = bundle.manifest
     policy = RouterPolicy(manifest.router.bounds["reference"]) if manifest.router else None
-    answers = {target: _answers(bundle, target, reference, dataset, progress) for target in targets}
+    answers = {
+        manifest.system_name(target, precision): _answers(bundle, target, precision, reference, dataset, progress)
+        for target in targets
+        for precision in manifest.precisions(target)
+    }
     names = tuple(b.name for b in manifest.branches)
     limits = {f.name: manifest.gate["limits"][f.name] for f in dataclasses.fields(GateLimits)}  # newer ones pass by
     return judge(reference, policy, answers, names, GateLimits(**limits))
 
 
-def _answers(bundle: Bundle, target: str, reference: Reference, dataset: Dataset, progress: Progress) -> TargetAnswers:
-    """Nothing larger than one image is held."""
-    graphs, preprocessing = RoutedGraphs(bundle, target, "int8"), preprocessing_of(bundle.manifest)
+def _answers(
+    bundle: Bundle, target: str, precision: str, reference: Reference, dataset: Dataset, progress: Progress
+) -> TargetAnswers:
+    """Images pass one at a time; only logits are kept."""
+    graphs, preprocessing = RoutedGraphs(bundle, target, precision), preprocessing_of(bundle.manifest)
     ids, split = reference.ids, bundle.manifest.gate["split"]
-    branch, answer = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
+    branch, logits = np.empty(len(ids), np.int64), np.empty((len(ids), reference.logits.shape[-1]), np.float32)
     for position, index in enumerate(ids):
         found = graphs.answer(preprocessing.source(dataset.image(split, int(index))), preprocessing)
-        branch[position], answer[position] = graphs.branches.index(found.branch), found.logits.argmax()
+        branch[position], logits[position] = graphs.branches.index(found.branch), found.logits
         if position % 50 == 49 or position + 1 == len(ids):
-            progress(f"{target} int8 on the gate's images", position + 1, len(ids))
-    return TargetAnswers(branch, answer)
+            progress(f"{target} {precision} on the gate's images", position + 1, len(ids))
+    return TargetAnswers(branch, logits)

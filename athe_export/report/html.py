@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from athe_export.bundle.manifest import Manifest
-from athe_export.report.rows import COLUMNS, gate_said, table
+from athe_export.report.rows import COLUMNS, delegated, gate_said, percent, table
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
@@ -24,7 +24,7 @@ def report_html(manifest: Manifest) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(manifest.name)}</title>'
         f"<style>{_STYLE}</style><h1>{escape(manifest.name)}</h1>"
         f'<p class="{manifest.verdict}"><strong>{gate_said(manifest.verdict)}</strong></p>'
-        f"<table><tr>{head}</tr>{body}</table>{_limits(manifest)}{_notes(manifest)}{_floats(manifest)}"
+        f"<table><tr>{head}</tr>{body}</table>{_limits(manifest)}{_between(manifest)}{_notes(manifest)}{_floats(manifest)}"
         f"<h2>Recipe</h2><pre>{escape(manifest.recipe['text'])}</pre>{_provenance(manifest)}</html>\n"
     )
 
@@ -45,6 +45,21 @@ def _limits(manifest: Manifest) -> str:
     )
 
 
+def _between(manifest: Manifest) -> str:
+    """Two targets' int8 graphs against each other, on the gate's images."""
+    rows = "".join(
+        f"<tr><td>{escape(' and '.join(p['targets']))}</td><td>{percent(p['agreement'])}</td>"
+        f"<td>{percent(p['router_agreement'])}</td><td>{_number(p['max_logit_difference'])}</td></tr>"
+        for p in (manifest.parity or {}).get("between", [])
+    )
+    head = "<tr><th>targets</th><th>same answer</th><th>routed alike</th><th>largest logit difference</th></tr>"
+    return f"<h2>Between targets</h2><table>{head}{rows}</table>" if rows else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def _notes(manifest: Manifest) -> str:
     return (
         "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(n)}</li>" for n in manifest.notes) + "</ul>" if manifest.notes else ""
@@ -54,7 +69,7 @@ def _notes(manifest: Manifest) -> str:
 def _floats(manifest: Manifest) -> str:
     parts = [
         f"<details><summary>{escape(g.target)} {escape(g.role)} {g.precision}: {g.int8_ops} int8 ops, "
-        f"{g.float_ops} float ops</summary><p>{escape(', '.join(g.float_op_names))}</p></details>"
+        f"{g.float_ops} float ops{f'; XNNPACK: {escape(delegated(g))}' if g.xnnpack else ''}</summary><p>{escape(', '.join(g.float_op_names))}</p></details>"
         for g in manifest.graphs
     ]
     return "<h2>What stays float</h2>" + "".join(parts)

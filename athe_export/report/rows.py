@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from athe_export.bundle.manifest import GraphEntry, Manifest
 
 COLUMNS = (
@@ -12,7 +14,7 @@ COLUMNS = (
     "MMACs",
     "bytes",
     "fp32 top-1",
-    "int8 top-1",
+    "top-1",
     "agreement",
     "share routed",
     "verdict",
@@ -30,11 +32,12 @@ def gate_said(verdict: str) -> str:
 
 
 def table(manifest: Manifest) -> list[tuple[str, ...]]:
-    """Rows under COLUMNS: the router, each branch on the images routed to it, and the routed whole, per target."""
+    """Rows under COLUMNS: the router, each branch on the images routed to it, and the routed whole, per target and
+    precision."""
     rows = []
-    for target in manifest.targets:
-        graphs = {g.role: g for g in manifest.graphs if g.target == target}
-        found = ((manifest.parity or {}).get("targets") or {}).get(target)
+    for target, precision in manifest.systems:
+        graphs = manifest.graphs_of(target, precision)
+        found = ((manifest.parity or {}).get("targets") or {}).get(manifest.system_name(target, precision))
         if "router" in graphs:
             rows.append(_row(graphs["router"], target, "router"))
         for branch in manifest.branches:
@@ -42,7 +45,7 @@ def table(manifest: Manifest) -> list[tuple[str, ...]]:
             of = found["branches"][branch.name] if found else {}
             share = found["share"][branch.name] if found else None
             rows.append(_row(graphs[branch.name], target, branch.name, kept, str(branch.heads), of, share))
-        rows.append(_routed(manifest, target, found, list(graphs.values())))
+        rows.append(_routed(manifest, (target, precision), found, list(graphs.values())))
     return rows
 
 
@@ -61,16 +64,29 @@ def _row(
     return (target, f"{name} {graph.precision}", kept, heads, mmacs, size, *top, percent(share), "")
 
 
-def _routed(manifest: Manifest, target: str, found: dict[str, float] | None, graphs: list[GraphEntry]) -> tuple[str, ...]:
+def _routed(
+    manifest: Manifest, system: tuple[str, str], found: dict[str, Any] | None, graphs: list[GraphEntry]
+) -> tuple[str, ...]:
+    target, name = system[0], f"routed {system[1]}"
     size = f"{sum(g.bytes for g in graphs):,}"
     if not found or not manifest.parity:
-        return (target, "routed", "", "", "", size, "", "", "", "", manifest.verdict)
+        return (target, name, "", "", "", size, "", "", "", "", manifest.verdict)
     reference = percent(manifest.parity["reference"]["top1"])
-    shares = {b.name: manifest.parity["targets"][target]["share"][b.name] for b in manifest.branches}
+    shares = {b.name: found["share"][b.name] for b in manifest.branches}
     by_role = {g.role: g.mmacs for g in graphs}
     mmacs = by_role.get("router", 0.0) + sum(by_role[name] * share for name, share in shares.items())
     top = [reference, percent(found["top1"]), percent(found["agreement"])]
-    return (target, "routed", "", "", f"{mmacs:.1f}", size, *top, "100.0%", manifest.verdict)
+    return (target, name, "", "", f"{mmacs:.1f}", size, *top, "100.0%", manifest.verdict)
+
+
+def delegated(graph: GraphEntry) -> str:
+    """What XNNPACK takes of a TFLite graph, in words; empty for other targets."""
+    if graph.xnnpack is None:
+        return ""
+    outside = graph.xnnpack["outside"]
+    return f"{graph.xnnpack['partitions']} partitions, {len(outside)} ops outside" + (
+        f": {', '.join(outside)}" if outside else ""
+    )
 
 
 def percent(value: float | None) -> str:

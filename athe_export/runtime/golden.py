@@ -76,7 +76,7 @@ def margins(
         target, role, precision = name.split("/")
         if role == "router":
             assert manifest.router is not None
-            distance = np.abs(output - np.asarray(manifest.router.bounds[target], np.float32)).min(-1)
+            distance = np.abs(output - np.asarray(manifest.router.bounds_of(target, precision), np.float32)).min(-1)
         else:
             ranked = np.sort(output, -1)
             distance = (ranked[:, -1] - ranked[:, -2]) / 2  # both may move
@@ -140,7 +140,7 @@ def _compare(
     target, role, precision = name.split("/")
     if role == "router":
         assert manifest.router is not None
-        policy = RouterPolicy(manifest.router.bounds[target])
+        policy = RouterPolicy(manifest.router.bounds_of(target, precision))
         same = np.array_equal(policy.branches_of(expected[:, 0]), policy.branches_of(found[:, 0]))
     else:
         same = np.array_equal(expected.argmax(-1), found.argmax(-1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +15,12 @@ from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.errors import BundleIntegrityError, MissingDependency, UsageError
 from athe_export.preprocessing import Pixels, Preprocessing, read_photo
-from athe_export.runtime.onnx_session import REMEDY, OnnxSession, onnxruntime_available
+from athe_export.runtime.litert_session import LitertSession, litert_unavailable
+from athe_export.runtime.onnx_session import OnnxSession, onnxruntime_available
 from athe_export.runtime.routing import RouterPolicy
 
 Logits = npt.NDArray[np.float32]
+TARGETS = ("litert", "onnx")  # in the order that `auto` takes them: the fastest first
 
 
 class Session(Protocol):
@@ -59,7 +61,11 @@ def open_session(bundle: Bundle, entry: GraphEntry, threads: int = 1) -> Session
         BundleIntegrityError: the file is not what the manifest promises, or the engine cannot load it.
         MissingDependency: the engine is not installed.
     """
-    return OnnxSession(bundle.read(entry.file), threads)
+    content = bundle.read(entry.file)
+    try:
+        return LitertSession(content, threads) if entry.target == "litert" else OnnxSession(content, threads)
+    except BundleIntegrityError as err:
+        raise BundleIntegrityError(err.what, where=str(bundle.path / entry.file), remedy=err.remedy) from err
 
 
 class RoutedGraphs:
@@ -70,7 +76,7 @@ class RoutedGraphs:
         self._entries = _choose(bundle.manifest, target, precision)
         self._sessions: dict[str, Session] = {}
         router = bundle.manifest.router
-        self._policy = RouterPolicy(router.bounds[target]) if router else None
+        self._policy = RouterPolicy(router.bounds_of(target, self._entries["router"].precision)) if router else None
         self.branches = tuple(b.name for b in bundle.manifest.branches)
 
     def session(self, role: str) -> Session:
@@ -166,7 +172,7 @@ def labels_of(bundle: Bundle) -> tuple[str, ...]:
 
 
 def resolve_target(manifest: Manifest, target: str) -> str:
-    """The target to run: the one asked for, or the first of the bundle that is installed here.
+    """The target to run: the one asked for, or of those in the bundle the fastest whose engine is installed here.
 
     Raises:
         UsageError: the bundle has no such target.
@@ -175,23 +181,37 @@ def resolve_target(manifest: Manifest, target: str) -> str:
     present = manifest.targets
     if target != "auto" and target not in present:
         raise UsageError(f"the bundle has no target {target!r}", where="--target", remedy="use " + ", ".join(present))
-    wanted = present if target == "auto" else (target,)
+    wanted = tuple(sorted(present, key=_preference)) if target == "auto" else (target,)
     why = unavailable(wanted)
     for name in wanted:
         if name not in why:
             return name
-    raise MissingDependency(f"target {wanted[0]} cannot run: {why[wanted[0]]}", where="this environment", remedy=REMEDY)
+    said = "; ".join(f"{name} cannot run: {why[name]}" for name in wanted)
+    raise MissingDependency(said, where="this environment", remedy=remedy_for(wanted))
 
 
-def unavailable(targets: tuple[str, ...]) -> Mapping[str, str]:
+def remedy_for(targets: Iterable[str]) -> str:
+    """The command that installs the engine of the first of these targets that `auto` would take."""
+    known = [t for t in sorted(targets, key=_preference) if t in TARGETS]
+    return f'pip install "athe-export[{known[0]}]"' if known else "install the athe-export that wrote the bundle"
+
+
+def unavailable(targets: Iterable[str]) -> Mapping[str, str]:
     """Targets that cannot run here, with the reason."""
-    reasons: dict[str, str] = {}
-    for target in targets:
-        if target != "onnx":
-            reasons[target] = f"this athe-export has no runtime for {target}"
-        elif not onnxruntime_available():
-            reasons[target] = "onnxruntime is not installed"
-    return reasons
+    found = {target: _reason(target) for target in targets}
+    return {target: why for target, why in found.items() if why is not None}
+
+
+def _reason(target: str) -> str | None:
+    if target == "litert":
+        return litert_unavailable()
+    if target == "onnx":
+        return None if onnxruntime_available() else "onnxruntime is not installed"
+    return f"this athe-export has no runtime for {target}"
+
+
+def _preference(target: str) -> int:
+    return TARGETS.index(target) if target in TARGETS else len(TARGETS)
 
 
 def _choose(manifest: Manifest, target: str, precision: str) -> dict[str, GraphEntry]:

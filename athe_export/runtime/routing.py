@@ -82,6 +82,27 @@ def policy_for_drop(scores: Scores, correct: npt.NDArray[np.bool_], max_drop_pp:
     return RouterPolicy(tuple(bounds))
 
 
+def match_policy(scores: Scores, positions: npt.NDArray[np.int64], branches: int) -> RouterPolicy:
+    """The policy on another engine's scores that sends the fewest images elsewhere than `positions` does.
+
+    An int8 router's scores are shifted and coarse, so the fp32 router's bounds would part images at other places.
+
+    Args:
+        scores: that engine's difficulty, float32 [n].
+        positions: branch of each image by the reference, int64 [n].
+    """
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    parts = np.concatenate([[True], np.diff(ranked) > 0, [True]])  # no bound can part equal scores
+    bounds: list[float] = []
+    for branch in range(branches - 1):
+        harder = (positions[order] > branch).astype(np.int64)
+        # wrong at a cut: harder images before it, easier ones after it
+        wrong = np.concatenate([[0], np.cumsum(harder)]) + np.concatenate([np.cumsum((1 - harder)[::-1])[::-1], [0]])
+        bounds.append(_bound_after(ranked, int(np.where(parts, wrong, len(scores) + 1).argmin())))
+    return RouterPolicy(tuple(np.maximum.accumulate(bounds).tolist()))
+
+
 def _bound_after(ranked: Scores, count: int) -> float:
     """A bound that `count` of the ascending scores do not exceed; where it would part equal ones, fewer."""
     if count == len(ranked):

@@ -8,16 +8,14 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
 
 from athe_export.branches import BranchGraphSource
 from athe_export.errors import ExportError
 from athe_export.preprocessing import Tensor
 from athe_export.runtime.onnx_session import OnnxSession
+from athe_export.targets.equality import require_equal
 from athe_export.targets.onnx.graph import OnnxGraph, count_mmacs, require_static
-
-MAX_ERROR = 1e-4
 
 
 def export(source: BranchGraphSource, opset: int, images: Iterable[Tensor]) -> OnnxGraph:
@@ -56,23 +54,8 @@ def export(source: BranchGraphSource, opset: int, images: Iterable[Tensor]) -> O
         raise ExportError(f"the graph is not at opset {opset}", where=source.role, remedy="try targets.onnx.opset: 20")
     require_static(model, f"export of {source.role}")
     graph = OnnxGraph(source.role, "fp32", model, count_mmacs(model))
-    require_equal(graph, source, images, "export")
+    require_equal(OnnxSession(graph.content), source, images, "export")
     return graph
-
-
-def require_equal(graph: OnnxGraph, source: BranchGraphSource, images: Iterable[Tensor], stage: str) -> None:
-    """Raises ExportError unless the fp32 graph gives torch's outputs within 1e-4 on every image."""
-    session = OnnxSession(graph.model.SerializeToString())
-    for index, image in enumerate(images):
-        with torch.no_grad():
-            expected = source.module(torch.from_numpy(image)).numpy()
-        error = float(np.abs(session.run(image) - expected).max())
-        if not error <= MAX_ERROR:
-            raise ExportError(
-                f"differs from torch by {error:.2e} on image {index}; the most allowed is {MAX_ERROR:.0e}",
-                where=f"{stage} of {graph.role}",
-                remedy="this is a fault of the export, not of the recipe; please report it with the recipe",
-            )
 
 
 @contextlib.contextmanager

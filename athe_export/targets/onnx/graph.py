@@ -32,6 +32,11 @@ class OnnxGraph:
     mmacs: float
 
     @property
+    def content(self) -> bytes:
+        """The .onnx file's content."""
+        return self.model.SerializeToString(deterministic=True)
+
+    @property
     def inputs(self) -> tuple[TensorInfo, ...]:
         return tuple(_tensor_info(v) for v in self.model.graph.input)
 

@@ -7,7 +7,6 @@ Token scorers stay float too: a flipped choice of tokens costs more than the lay
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import io
 import logging
 import tempfile
@@ -20,13 +19,13 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from athe_export.errors import CalibrationError, EnvironmentFailure, ExportError, RecipeError
+from athe_export.errors import CalibrationError, EnvironmentFailure, ExportError
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import OnnxQuantizeSpec
+from athe_export.targets.keep_float import kept_float
 from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
 
 OP_TYPES = ["Gemm"]
-ALWAYS_FLOAT = ("scorers.*",)
 _CHUNK = 16  # images whose intermediate outputs are held at once while calibrating
 _METHODS = {
     "min_max": CalibrationMethod.MinMax,
@@ -47,7 +46,7 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
         CalibrationError: no calibration images.
         ExportError: a layer that should be int8 is not, or the graph is no longer static.
     """
-    keep = _kept_float(graph, spec.keep_float)
+    keep = kept_float((node.name for node, _ in weighted_nodes(graph.model)), spec.keep_float)
     with _workspace() as folder, _quiet():
         source, result = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(graph.model, source)
@@ -70,24 +69,6 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
     quantized = OnnxGraph(graph.role, "int8", model, graph.mmacs)
     _require_coverage(graph, quantized, keep)
     return quantized
-
-
-def require_layers(globs: tuple[str, ...], layers: Iterable[str]) -> None:
-    """Raises RecipeError unless every keep_float glob matches one of `layers`, the torch names of all branches'."""
-    names = sorted(set(layers))
-    for glob in globs:
-        if not fnmatch.filter(names, glob):
-            raise RecipeError(
-                f"keep_float {glob!r} matches no layer of any branch",
-                where="targets.onnx.quantize.keep_float",
-                remedy="layers are: " + ", ".join(names[:12]) + " …",
-            )
-
-
-def _kept_float(graph: OnnxGraph, globs: tuple[str, ...]) -> list[str]:
-    """Names of the layers that stay float: the scorers and those that a glob of the recipe matches."""
-    layers = [node.name for node, _ in weighted_nodes(graph.model)]
-    return [layer for layer in layers if any(fnmatch.fnmatch(layer, g) for g in (*ALWAYS_FLOAT, *globs))]
 
 
 def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> None:

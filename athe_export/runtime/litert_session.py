@@ -1,0 +1,176 @@
+"""One fixed-shape TFLite graph in LiteRT with XNNPACK on the CPU, and what of a graph XNNPACK takes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from athe_export.dependencies import installed
+from athe_export.errors import BundleIntegrityError, EnvironmentFailure, MissingDependency, UsageError
+from athe_export.preprocessing import Tensor
+
+REMEDY = 'pip install "athe-export[litert]"'
+_ENGINES = (("ai_edge_litert", "ai_edge_litert.interpreter"), ("tflite_runtime", "tflite_runtime.interpreter"))
+_DELEGATE = "DELEGATE"
+_NO_MODEL = b"\0" * 32  # a healthy runtime refuses it with ValueError
+_UNKNOWN_OP = re.compile(r"(?:builtin opcode|builtin op(?:erator)?) '(\w+)'(?: version '(\d+)')?")
+
+
+@dataclass(frozen=True)
+class Delegation:
+    """How XNNPACK shares out a graph: number of its partitions, and every other op as `op_type output_tensor`."""
+
+    partitions: int
+    outside: tuple[str, ...]
+
+
+def litert_unavailable() -> str | None:
+    """Why no TFLite graph can run here; None where one can.
+
+    An interpreter is created to find out: tflite_runtime imports under numpy 2 and fails only then.
+    """
+    try:
+        _interpreter_class()
+    except MissingDependency as err:
+        return f"{err.what}; {err.remedy}"
+    return None
+
+
+class LitertSession:
+    """Runs a graph with one input and one output through XNNPACK.
+
+    Args:
+        model: the .tflite file's content.
+        threads: of XNNPACK.
+
+    Raises:
+        MissingDependency: no LiteRT runtime is installed, or it cannot create an interpreter here.
+        BundleIntegrityError: not a TFLite graph, or the runtime is too old for one of its ops.
+        EnvironmentFailure: this runtime has no XNNPACK.
+    """
+
+    def __init__(self, model: bytes, threads: int = 1) -> None:
+        engine, interpreter = _interpreter_class()
+        try:
+            with native_stderr_muted():
+                self._interpreter = interpreter(model_content=model, num_threads=threads)
+                self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as err:
+            raise _unusable(engine, str(err)) from err
+        self._ops: list[dict[str, Any]] = self._interpreter._get_ops_details()
+        if not any(op["op_name"] == _DELEGATE for op in self._ops):
+            raise EnvironmentFailure(
+                f"{engine} runs this graph without XNNPACK, many times slower than it was built for",
+                where="target litert",
+                remedy=f"install a runtime that has it ({REMEDY}), or use --target onnx where the bundle has it",
+            )
+        self._input = self._interpreter.get_input_details()[0]
+        self._output = self._interpreter.get_output_details()[0]["index"]
+
+    def run(self, image: Tensor) -> npt.NDArray[np.float32]:
+        """Output of float32 [1, 3, size, size].
+
+        Raises:
+            UsageError: another shape or dtype than the graph's.
+        """
+        shape, dtype = [int(d) for d in self._input["shape"]], np.dtype(self._input["dtype"])
+        if list(image.shape) != shape or image.dtype != dtype:
+            raise UsageError(
+                f"the graph takes {dtype} {shape}, not {image.dtype} {list(image.shape)}",
+                remedy="preprocess with athe_export.preprocessing and the manifest's parameters",
+            )
+        self._interpreter.set_tensor(self._input["index"], image)
+        self._interpreter.invoke()
+        output: npt.NDArray[np.float32] = self._interpreter.get_tensor(self._output)
+        return output
+
+    def delegation(self) -> Delegation:
+        """What XNNPACK took: each of its nodes is followed from its outputs back to its inputs."""
+        names = {t["index"]: t["name"] for t in self._interpreter.get_tensor_details()}
+        partitions = [op for op in self._ops if op["op_name"] == _DELEGATE]
+        plain = [op for op in self._ops if op["op_name"] != _DELEGATE]
+        maker = {int(tensor): op for op in plain for tensor in op["outputs"]}
+        inside: set[int] = set()
+        for partition in partitions:
+            ends = {int(t) for t in partition["inputs"]}
+            todo = [int(t) for t in partition["outputs"]]
+            while todo:
+                op = maker.get(todo[-1]) if todo[-1] not in ends else None
+                todo.pop()
+                if op is not None and op["index"] not in inside:
+                    inside.add(op["index"])
+                    todo += [int(t) for t in op["inputs"]]
+        outside = [f"{op['op_name']} {names[int(op['outputs'][0])]}" for op in plain if op["index"] not in inside]
+        return Delegation(len(partitions), tuple(outside))
+
+
+@contextlib.contextmanager
+def native_stderr_muted() -> Iterator[None]:
+    """Drops what native code writes to file descriptor 2, such as LiteRT's notice of every delegate it creates.
+
+    What went wrong comes as an exception; nothing is lost with it.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr to mute
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _interpreter_class() -> tuple[str, Any]:
+    """Name and Interpreter class of the first runtime that is installed, tried out.
+
+    Raises:
+        MissingDependency: none is installed, or it does not work here.
+    """
+    found = next(((name, module) for name, module in _ENGINES if installed(name)), None)
+    if found is None:
+        raise MissingDependency("no LiteRT runtime (ai_edge_litert) is installed", where="target litert", remedy=REMEDY)
+    name, module = found
+    try:
+        with native_stderr_muted(), contextlib.suppress(ValueError):
+            interpreter = importlib.import_module(module).Interpreter
+            interpreter(model_content=_NO_MODEL)
+    except Exception as err:  # SystemError, AttributeError or ImportError, by the versions that clash
+        raise MissingDependency(
+            f"{name} is installed and cannot create an interpreter under numpy {np.__version__}: {_first_line(err)}",
+            where="target litert",
+            remedy=f'{REMEDY}, or, where tflite_runtime has to stay, pip install "numpy<2"',
+        ) from None
+    return name, interpreter
+
+
+def _unusable(engine: str, said: str) -> BundleIntegrityError:
+    op = _UNKNOWN_OP.search(said)
+    if op is not None:
+        version = f" version {op[2]}" if op[2] else ""
+        return BundleIntegrityError(
+            f"{engine} is too old for this graph: it does not know op {op[1]}{version}",
+            where="target litert",
+            remedy=f"install the version in the manifest's tools ({REMEDY}), or use --target onnx where the bundle has it",
+        )
+    return BundleIntegrityError(
+        f"{engine} cannot load the graph: {said.strip().splitlines()[0] if said.strip() else 'it gives no reason'}",
+        where="target litert",
+        remedy="copy the bundle again; if that does not help, install ai-edge-litert in the version of the manifest's tools",
+    )
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).splitlines() or [type(err).__name__])[0]

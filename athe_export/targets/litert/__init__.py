@@ -1,0 +1,1 @@
+"""TFLite graphs, run by LiteRT with XNNPACK."""

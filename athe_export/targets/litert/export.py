@@ -1,0 +1,113 @@
+"""torch module -> fp32 TFLite graph, by litert-torch (the successor of ai-edge-torch), held against torch on real images.
+
+Afterwards every layer's op bears its torch module's name, which the recipe's globs use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import math
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from athe_export.branches import BranchGraphSource
+from athe_export.errors import ExportError
+from athe_export.preprocessing import Tensor
+from athe_export.runtime.litert_session import LitertSession, native_stderr_muted
+from athe_export.targets.equality import require_equal
+from athe_export.targets.litert.graph import LitertGraph, pack, require_static, unpack
+
+_PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
+_PACKAGE = re.compile(r"\b(?:\w+\.)+(?=\w)")  # of `athe_export.model.deit.Block_0/…` leave `Block_0/…`
+
+
+def export(source: BranchGraphSource, images: Iterable[Tensor]) -> LitertGraph:
+    """Traces `source` at batch 1.
+
+    Args:
+        source: the module and its role.
+        images: real preprocessed images, float32 [1, 3, size, size], for the check against torch.
+
+    Raises:
+        ExportError: litert-torch cannot convert it, or a postcondition does not hold: fixed shapes, one subgraph,
+            every layer found under its name, the torch module unchanged, outputs within 1e-4 of torch on `images`.
+    """
+    example = torch.zeros(1, 3, source.image_size, source.image_size)
+    before = _weights_digest(source.module)
+    try:
+        with _quiet():
+            import litert_torch  # slow, and prints: only where it is needed
+
+            content = bytes(litert_torch.convert(source.module, (example,)).model_content())
+    except Exception as err:  # the converter raises many kinds; all of them mean the same to the user
+        raise ExportError(
+            f"litert-torch cannot convert it: {(str(err).strip().splitlines() or [type(err).__name__])[0]}",
+            where=source.role,
+            remedy="remove targets.litert from the recipe to build without it, and please report the recipe",
+        ) from err
+    if _weights_digest(source.module) != before:
+        raise ExportError("the conversion changed the torch module", where=source.role)
+    graph = LitertGraph(source.role, "fp32", _named(content, source))
+    require_static(graph, f"export of {source.role}")
+    require_equal(LitertSession(graph.content), source, images, "export")
+    return graph
+
+
+def _named(content: bytes, source: BranchGraphSource) -> bytes:
+    """The same graph with readable names: layers as in torch, one input `image`, one output as the source says."""
+    model, found = unpack(content), LitertGraph(source.role, "fp32", content)
+    graph = model.subgraphs[0]
+    whole = re.compile(rf"\b{type(source.module).__name__}\b[/;]*")
+    for tensor in graph.tensors:
+        plain = _PACKAGE.sub("", tensor.name.decode())
+        tensor.name = (whole.sub("", plain).strip(";") or plain).encode()
+    signature = model.signatureDefs[0]
+    for side, name in ((signature.inputs, "image"), (signature.outputs, source.output)):
+        side[0].name = graph.tensors[side[0].tensorIndex].name = name.encode()
+    weights = {source.layer_name(n): m.weight for n, m in source.module.named_modules() if hasattr(m, "weight")}
+    layers = [(name, weights[name].numel()) for name in source.layers]
+    weighted = [(op, raw) for op, raw in zip(found.ops, graph.operators, strict=True) if op.has_weight]
+    sizes = [math.prod(op.inputs[1].shape) for op, _ in weighted]
+    if sizes != [values for _, values in layers]:
+        raise ExportError(
+            f"the graph's {len(sizes)} layers are not the {len(layers)} that torch runs, in their order", where=source.role
+        )
+    for (name, _), (_, raw) in zip(layers, weighted, strict=True):
+        graph.tensors[raw.outputs[0]].name = name.encode()
+    names = Counter(t.name.decode() for t in graph.tensors)
+    if doubled := [name for name, count in names.items() if count > 1]:
+        raise ExportError(f"names in the graph are not unique: {', '.join(doubled[:8])}", where=source.role)
+    return pack(model)
+
+
+def _weights_digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The converter reports its steps, and the packages below it what they lack, in print, logs and native output."""
+    shown = os.environ.get(_PROGRESS)
+    os.environ[_PROGRESS] = "no"
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), native_stderr_muted():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        os.environ.pop(_PROGRESS)
+        if shown is not None:
+            os.environ[_PROGRESS] = shown

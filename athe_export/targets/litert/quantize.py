@@ -1,0 +1,130 @@
+"""fp32 TFLite graph -> int8: a branch's fully connected layers and patch convolution, a router's every op.
+
+Quantizing every op makes a ViT slower than fp32 (docs/decisions/0002-int8-what-and-why.md); a MobileNet gains by it.
+Token scorers stay float: a flipped choice of tokens costs more than the layer saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from ai_edge_quantizer import calibrator, qtyping, quantizer
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.utils import qsv_utils
+
+from athe_export.errors import CalibrationError, ExportError
+from athe_export.preprocessing import Tensor
+from athe_export.recipe import LitertQuantizeSpec
+from athe_export.runtime.litert_session import LitertSession, native_stderr_muted
+from athe_export.targets.keep_float import kept_float
+from athe_export.targets.litert.graph import LitertGraph, require_static
+
+_LAYERS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+_CHUNK = 16  # images that the calibrator is handed at once, since it goes over them twice
+_BITS = 8
+
+
+def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Tensor]) -> LitertGraph:
+    """Quantizes one graph.
+
+    Args:
+        graph: fp32, layers named after torch modules.
+        spec: scheme of the branches, and what stays float.
+        images: calibration images of this role, float32 [1, 3, size, size]; a branch's are not read by the dynamic scheme.
+
+    Raises:
+        CalibrationError: no calibration images.
+        ExportError: a layer that should be int8 is not or the other way round, the graph is no longer static, or
+            XNNPACK takes it in more partitions than the fp32 graph.
+    """
+    keep = kept_float((op.name for op in graph.ops if op.has_weight), spec.keep_float)
+    job = quantizer.Quantizer(graph.content)
+    _configure(job, graph, spec)
+    for end in ("INPUT", "OUTPUT"):  # whoever runs the graph deals in float32
+        job.update_quantization_recipe(".*", _kind(end), algorithm_key=AlgorithmName.NO_QUANTIZE)
+    for layer in keep:
+        for kind in _LAYERS:
+            job.update_quantization_recipe(f"^{re.escape(layer)};?$", _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
+    with _quiet():
+        ranges = _ranges(graph, job, images) if job.need_calibration else None
+        result = job.quantize(ranges, enable_progress_report=False)
+    quantized = LitertGraph(graph.role, "int8", bytes(result.quantized_model))
+    require_static(quantized, f"quantization of {graph.role}")
+    _require_coverage(graph, quantized, keep)
+    require_delegation(graph, quantized)
+    return quantized
+
+
+def require_delegation(before: LitertGraph, after: LitertGraph) -> None:
+    """Raises ExportError, naming the op, where XNNPACK takes `after` in more partitions than `before`."""
+    fp32, int8 = (LitertSession(g.content).delegation() for g in (before, after))
+    if int8.partitions <= fp32.partitions:
+        return
+    fresh = [op for op in int8.outside if op not in fp32.outside] or list(int8.outside)
+    layer = fresh[0].split(" ", 1)[1].rstrip(";")
+    raise ExportError(
+        f"XNNPACK takes the int8 graph in {int8.partitions} partitions and the fp32 graph in {fp32.partitions}; "
+        f"what it leaves out: {', '.join(fresh[:8])}",
+        where=f"quantization of {after.role}",
+        remedy=f'keep it float: targets.litert.quantize.keep_float: ["{layer}"]',
+    )
+
+
+def _kind(name: str) -> Any:
+    return qtyping.TFLOperationName(name)
+
+
+def _configure(job: quantizer.Quantizer, graph: LitertGraph, spec: LitertQuantizeSpec) -> None:
+    """A router is static in every op whatever the scheme: XNNPACK has no depthwise convolution of float inputs."""
+    if graph.role == "router":
+        job.add_static_config(".*", _kind("*"), _BITS, _BITS)
+        return
+    add = job.add_dynamic_config if spec.scheme == "dynamic_wi8_afp32" else job.add_static_config
+    bits = (_BITS,) if spec.scheme == "dynamic_wi8_afp32" else (_BITS, _BITS)
+    for kind in _LAYERS:
+        add(".*", _kind(kind), *bits)
+
+
+def _ranges(graph: LitertGraph, job: quantizer.Quantizer, images: Iterable[Tensor]) -> dict[str, Any]:
+    """Smallest and largest value of every tensor: the library's own moving average forgets the ends of a range."""
+    found = calibrator.Calibrator(graph.content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    (signature,) = found.get_signature_list()
+    stream, fed = iter(images), 0
+    while chunk := list(islice(stream, _CHUNK)):
+        found.calibrate({signature: [{"image": image} for image in chunk]}, job._recipe_manager)
+        fed += len(chunk)
+    if not fed:
+        raise CalibrationError("static quantization has no calibration images", where="targets.litert.quantize")
+    ranges: dict[str, Any] = found.get_model_qsvs()
+    return ranges
+
+
+def _require_coverage(before: LitertGraph, after: LitertGraph, keep: list[str]) -> None:
+    """Every layer that was asked to be int8 is, and none that was to stay float: nothing unnamed either way."""
+    wanted = {op.name for op in before.ops if op.has_weight} - set(keep)
+    done = {op.name.rstrip(";") for op in after.ops if op.has_weight and op.is_int8}
+    if missing := sorted(wanted - done):
+        raise ExportError(
+            f"layers stayed float that were asked to be int8: {', '.join(missing[:8])}",
+            where=after.role,
+            remedy="name them in targets.litert.quantize.keep_float if that is acceptable",
+        )
+    if broken := sorted(done & set(keep)):
+        raise ExportError(f"layers became int8 that were to stay float: {', '.join(broken[:8])}", where=after.role)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library prints its progress, and LiteRT each delegate."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), native_stderr_muted():
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
