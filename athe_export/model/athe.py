@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,14 @@ from torch import Tensor, nn
 from athe_export.model.deit import DeiT, HeadRank, PruneStage, Trace
 from athe_export.model.router import MobileNetV1Router
 from athe_export.recipe import BranchSpec, Recipe
+
+
+_SCORERS_OF = "of "
+
+
+def _scorer_key(branch: str) -> str:
+    """A branch's name as torch takes it: a module may be called neither `half`, like a method, nor anything with a dot."""
+    return _SCORERS_OF + branch.replace(".", ",")
 
 
 class AtheModel(nn.Module):
@@ -26,7 +35,7 @@ class AtheModel(nn.Module):
         for branch in recipe.branches:
             if branch.prune and branch.scorer == "linear":
                 stages = {str(s.after_blocks): nn.Linear(recipe.model.dim, 1) for s in branch.prune}
-                self.scorers[branch.name] = nn.ModuleDict(stages)
+                self.scorers[_scorer_key(branch.name)] = nn.ModuleDict(stages)
         self.router = MobileNetV1Router() if recipe.router else None
         self.head_rank: HeadRank | None = None
 
@@ -41,13 +50,28 @@ class AtheModel(nn.Module):
         if self.router is not None:
             self.router.initialise(seed + 1)
 
-    def stages(self, branch: BranchSpec) -> tuple[PruneStage, ...]:
-        """The branch's prune stages with their constant k."""
-        scorers = self.scorers[branch.name] if branch.name in self.scorers else None
+    def stages(self, branch: BranchSpec, image_size: int | None = None) -> tuple[PruneStage, ...]:
+        """The branch's prune stages with their constant k, which is of the model's image size or another one."""
+        spec = self.recipe.model
+        spec = spec if image_size is None else dataclasses.replace(spec, image_size=image_size)
+        key = _scorer_key(branch.name)
+        scorers = self.scorers[key] if key in self.scorers else None
         return tuple(
             PruneStage(after, k, scorers[str(after)] if scorers is not None else None)  # type: ignore[index]
-            for after, k in branch.kept_tokens(self.recipe.model)
+            for after, k in branch.kept_tokens(spec)
         )
+
+    def tensor_names(self) -> dict[str, str]:
+        """Names in a checkpoint -> names in `state_dict`, of everything that a checkpoint holds but the head rank."""
+        names = {}
+        for name in self.state_dict():
+            part, _, rest = name.removeprefix("backbone.").partition(".")
+            if part == "scorers":
+                key, _, rest = rest.partition(".")
+                rest = f"{key.removeprefix(_SCORERS_OF).replace(',', '.')}.{rest}"
+            if not name.endswith("num_batches_tracked"):
+                names[f"{part}.{rest}" if rest else part] = name
+        return names
 
     def heads(self, branch: BranchSpec) -> Sequence[Sequence[int]] | None:
         """Heads of each block that the branch keeps, ascending; None: all of them.
@@ -62,6 +86,6 @@ class AtheModel(nn.Module):
         return tuple(tuple(sorted(rank[: branch.heads])) for rank in self.head_rank)
 
     def logits(self, image: Tensor, branch: BranchSpec, trace: Trace | None = None) -> Tensor:
-        """The branch's logits [batch, classes], from shared weights."""
-        y: Tensor = self.backbone(image, self.stages(branch), self.heads(branch), trace)
+        """The branch's logits [batch, classes], from shared weights; of smaller images it keeps the same share of tokens."""
+        y: Tensor = self.backbone(image, self.stages(branch, image.shape[-1]), self.heads(branch), trace)
         return y

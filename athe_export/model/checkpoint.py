@@ -170,7 +170,8 @@ def build_model(recipe: Recipe, checkpoint: Checkpoint, where: str) -> tuple[Ath
 
 def tensors_of(model: AtheModel) -> dict[str, Tensor]:
     """Checkpoint names -> tensors of the model, head rank included once known."""
-    state = {n.removeprefix("backbone."): t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    held = model.state_dict()
+    state = {name: held[own] for name, own in model.tensor_names().items()}
     if model.head_rank is not None:
         state[RANK] = torch.tensor(model.head_rank, dtype=torch.int64)
     return state
@@ -195,8 +196,8 @@ def save_checkpoint(path: Path, model: AtheModel, metadata: dict[str, object]) -
 
 
 def _load(model: AtheModel, tensors: dict[str, Tensor]) -> None:
-    prefixed = {n if n.startswith(("scorers.", "router.")) else f"backbone.{n}": t for n, t in tensors.items()}
-    missing, unexpected = model.load_state_dict(prefixed, strict=False)
+    names = model.tensor_names()
+    missing, unexpected = model.load_state_dict({names[n]: t for n, t in tensors.items()}, strict=False)
     assert not unexpected and all(n.endswith("num_batches_tracked") for n in missing), (missing, unexpected)
 
 

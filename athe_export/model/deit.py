@@ -6,6 +6,7 @@ token). Tokens are kept as a 2-D array [batch x tokens, dim], so that every line
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -29,11 +30,13 @@ class PruneStage:
 
 @dataclass
 class Trace:
-    """What a forward pass saw, for training: CLS attention to the patches, [batch, heads, patches] per block, and the
-    first prune stage's scores [batch, patches]."""
+    """What a forward pass saw, for training: CLS attention to the patches, [batch, heads, patches] per block, the first
+    prune stage's scores [batch, patches], which patches remained [batch, k], and the last block's [batch, 1 + k, dim]."""
 
     cls_attention: list[Tensor] = field(default_factory=list)
     scores: Tensor | None = None
+    kept: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -107,11 +110,23 @@ class Block(nn.Module):
         self.mlp = Mlp(spec.dim, int(spec.dim * spec.mlp_ratio))
 
     def forward(
-        self, x: Tensor, batch: int, keep: Sequence[int] | None = None, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        batch: int,
+        keep: Sequence[int] | None = None,
+        bias: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """`depth` [2, batch] scales what attention and MLP add to each image (stochastic depth); None: by 1."""
         attended, probabilities = self.attn(self.norm1(x), batch, keep, bias)
-        x = x + attended
-        return x + self.mlp(self.norm2(x)), probabilities
+        x = x + (attended if depth is None else _by_image(attended, depth[0]))
+        mixed = self.mlp(self.norm2(x))
+        return x + (mixed if depth is None else _by_image(mixed, depth[1])), probabilities
+
+
+def _by_image(x: Tensor, scale: Tensor) -> Tensor:
+    """x [batch x tokens, dim] times each image's entry of `scale` [batch]."""
+    return (x.unflatten(0, (scale.shape[0], -1)) * scale.to(x.dtype)[:, None, None]).flatten(0, 1)
 
 
 class PatchEmbed(nn.Module):
@@ -126,11 +141,16 @@ class PatchEmbed(nn.Module):
 
 
 class DeiT(nn.Module):
-    """The backbone; `forward` runs it dense, or pruned by `stages` and restricted to `heads` per block."""
+    """The backbone; `forward` runs it dense, or pruned by `stages` and restricted to `heads` per block.
+
+    `stochastic_depth` is the share of images that pass the last block by in training, less in the blocks before it
+    (Huang et al., Deep Networks with Stochastic Depth, 2016, section 3, linear decay).
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.stochastic_depth = 0.0
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, spec.patches + 1, spec.dim))
         self.patch_embed = PatchEmbed(spec.patch, spec.dim)
@@ -165,13 +185,15 @@ class DeiT(nn.Module):
         x, bias = self.embed(image), None
         by_block = {stage.after: stage for stage in stages}
         for index, block in enumerate(self.blocks):
-            x, attention = block(x, batch, heads[index] if heads else None, bias)
+            x, attention = block(x, batch, heads[index] if heads else None, bias, self._depth(index, x, batch))
             if trace is not None:
                 trace.cls_attention.append(attention[:, :, 0, 1:])
             if index + 1 in by_block:
                 x, bias = self._prune(x, batch, by_block[index + 1], attention, trace)
-        cls = x.reshape(batch, -1, x.shape[-1])[:, 0]
-        logits: Tensor = self.head(self.norm(cls))
+        tokens = x.reshape(batch, -1, x.shape[-1])
+        if trace is not None:
+            trace.tokens = tokens
+        logits: Tensor = self.head(self.norm(tokens[:, 0]))
         return logits
 
     def embed(self, image: Tensor) -> Tensor:
@@ -181,12 +203,14 @@ class DeiT(nn.Module):
         return (tokens + self._positions(patches.shape[1])).flatten(0, 1)
 
     def _positions(self, patches: int) -> Tensor:
-        if patches + 1 == self.pos_embed.shape[1]:
-            return self.pos_embed
-        old, new = int((self.pos_embed.shape[1] - 1) ** 0.5), int(patches**0.5)
-        grid = self.pos_embed[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=new < old)
-        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+        return self.pos_embed if patches + 1 == self.pos_embed.shape[1] else resize_positions(self.pos_embed, patches)
+
+    def _depth(self, index: int, x: Tensor, batch: int) -> Tensor | None:
+        """Each image's factors for what a block adds, [2, batch]: 0 at the block's rate, else 1 / (1 - rate)."""
+        rate = self.stochastic_depth * index / max(1, self.spec.depth - 1) if self.training else 0.0
+        if not rate:
+            return None
+        return (torch.rand(2, batch, device=x.device) >= rate).float() / (1 - rate)
 
     def _prune(
         self, x: Tensor, batch: int, stage: PruneStage, attention: Tensor, trace: Trace | None
@@ -198,12 +222,22 @@ class DeiT(nn.Module):
         if trace is not None and trace.scores is None:
             trace.scores = scores
         index = choose_tokens(scores, stage.k, explore=self.training)
+        if trace is not None:
+            trace.kept = index if trace.kept is None else trace.kept.gather(1, index)
         flat = index
         if batch > 1:
             flat = index + torch.arange(batch, device=index.device)[:, None] * scores.shape[1]
         kept = F.embedding(flat.reshape(-1), patches).reshape(batch, stage.k, -1)
         remaining = torch.cat([tokens[:, :1], kept], 1).flatten(0, 1)
         return remaining, straight_through_bias(scores, index) if self.training else None
+
+
+def resize_positions(positions: Tensor, patches: int) -> Tensor:
+    """A position embedding [1, 1 + old x old, dim] for another square grid, bicubic: [1, 1 + patches, dim]."""
+    old, new = math.isqrt(positions.shape[1] - 1), math.isqrt(patches)
+    grid = positions[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=new < old)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
 
 
 def choose_tokens(scores: Tensor, k: int, explore: bool) -> Tensor:

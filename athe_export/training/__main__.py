@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--max-minutes", type=float)
+    parser.add_argument("--compile", action="store_true", dest="compiled")
     options = vars(parser.parse_args())
     try:
         root = options.pop("data_root")

@@ -1,9 +1,10 @@
-"""Training images: uint8 at source size in memory, augmented and resized in batches by torch."""
+"""Training images: uint8 at source size in memory, resized and normalised in batches by torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from athe_export.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 [n, 3, source, source] and labels int64 [n] of one split."""
+    """Images uint8 [n, 3, source, source] and what they are to give, [n]: labels int64, or the router's targets float32."""
 
     pixels: Tensor
     labels: Tensor
@@ -38,6 +39,14 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> ImageSet:
+        """The set in that device's memory; CIFAR-100's training images take 138 MB."""
+        return ImageSet(self.pixels.to(device), self.labels.to(device))
+
+    def taken(self, index: Tensor) -> ImageSet:
+        """The images at these positions, int64 [k]."""
+        return ImageSet(self.pixels[index], self.labels[index])
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels in order."""
         for start in range(0, len(self), batch_size):
@@ -45,28 +54,31 @@ class ImageSet:
 
 
 def to_input(pixels: Tensor, size: int, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [n, 3, s, s] -> normalised float32 [n, 3, size, size].
+    """uint8 [n, 3, s, s] -> normalised float32 [n, 3, size, size], on the device of the pixels.
 
     torch's antialiased uint8 interpolation differs from Pillow's by 0.003 grey levels on average (at most 2); that
-    makes it fit for training, while everything that is gated or deployed goes through `preprocessing`.
+    makes it fit for training, while everything that is gated or deployed goes through `preprocessing`. It exists on
+    the CPU alone; elsewhere `resize_by_matrices` stands in.
     """
-    if pixels.shape[-1] != size:
+    if pixels.shape[-1] != size and pixels.device.type == "cpu":
         pixels = F.interpolate(pixels, (size, size), mode=preprocessing.resize, antialias=True)
-    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=pixels.device).view(3, 1, 1)
+    elif pixels.shape[-1] != size:
+        pixels = resize_by_matrices(pixels, size, preprocessing.resize)
+    mean = torch.tensor(preprocessing.mean).to(pixels.device, non_blocking=True).view(3, 1, 1)
+    std = torch.tensor(preprocessing.std).to(pixels.device, non_blocking=True).view(3, 1, 1)
     return (pixels.float() / 255 - mean) / std
 
 
-def augment(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crop after reflective padding, and horizontal flip, per image; uint8 [n, 3, s, s] both ways."""
-    count, _, size, _ = pixels.shape
-    if padding:
-        padded = F.pad(pixels.float(), (padding,) * 4, mode="reflect").to(torch.uint8)
-        offset = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-        span = torch.arange(size)
-        rows, columns = (offset[0] + span)[:, None, :, None], (offset[1] + span)[:, None, None, :]
-        pixels = padded[torch.arange(count)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns]
-    if flip:
-        flipped = torch.rand(count, generator=generator) < 0.5
-        pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
-    return pixels
+def resize_by_matrices(pixels: Tensor, size: int, mode: str) -> Tensor:
+    """uint8 [n, 3, s, s] -> whole numbers as float32 [n, 3, size, size]: rows, then columns, rounded and clipped after
+    each as Pillow does, which leaves 0.1 grey levels between them on average."""
+    weights = _interpolation(pixels.shape[-1], size, mode).to(pixels.device, non_blocking=True)
+    wide = (pixels.float() @ weights.T).add_(0.5).floor_().clamp_(0, 255)
+    return (weights @ wide).add_(0.5).floor_().clamp_(0, 255)
+
+
+@lru_cache(maxsize=32)
+def _interpolation(source: int, size: int, mode: str) -> Tensor:
+    """What each source row gives to each resized one, float32 [size, source]: torch's own interpolation of single rows."""
+    rows = torch.eye(source, dtype=torch.float64)[None, None]
+    return F.interpolate(rows, (size, source), mode=mode, antialias=True)[0, 0].float()

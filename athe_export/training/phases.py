@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from athe_export.model.athe import AtheModel
 from athe_export.model.deit import Trace
-from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import TrainSpec
-from athe_export.runtime.routing import difficulty_target
-from athe_export.training.images import ImageSet, to_input
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # (normalised images, targets) -> scalar
+Loss = Callable[[Tensor, Tensor], Tensor]  # (normalised images, labels int64 [n] or shares [n, classes]) -> scalar
 
 
 def dense_loss(model: AtheModel, spec: TrainSpec) -> Loss:
@@ -34,7 +30,8 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec) -> Loss:
     Self-distillation of logits as in Hinton et al., Distilling the Knowledge in a Neural Network, 2015, at
     temperature 1. A learned scorer's softmax over the patches is drawn to the dense path's CLS attention in the blocks
     after its stage, which is what those patches are worth later on (attentiveness of Liang et al., EViT, 2022,
-    section 3.2, taken from the later blocks).
+    section 3.2, taken from the later blocks). The tokens that a branch keeps are drawn to what the dense path makes of
+    the same patches, as in Rao et al., DynamicViT, 2021, section 3.4.
     """
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
@@ -52,6 +49,8 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec) -> Loss:
                 total = total + spec.distill * _scorer_loss(
                     chosen.scores, seen.cls_attention[branch.prune[0].after_blocks :]
                 )
+            if spec.distill_tokens:
+                total = total + spec.distill_tokens * _token_loss(model.backbone.norm, seen, chosen)
         return total / (1 + len(model.recipe.branches))
 
     return loss
@@ -64,6 +63,15 @@ def _scorer_loss(scores: Tensor, later_attention: list[Tensor]) -> Tensor:
     return F.kl_div(scores.float().log_softmax(-1), worth, reduction="batchmean")
 
 
+def _token_loss(norm: nn.Module, dense: Trace, branch: Trace) -> Tensor:
+    """Mean squared distance of a branch's patch tokens, after the last norm, to the dense path's at the same places."""
+    assert dense.tokens is not None and branch.tokens is not None
+    theirs, own = dense.tokens[:, 1:], branch.tokens[:, 1:]
+    if branch.kept is not None:
+        theirs = theirs.gather(1, branch.kept[:, :, None].expand(-1, -1, theirs.shape[2]))
+    return F.mse_loss(norm(own).float(), norm(theirs).detach().float())
+
+
 def router_loss(model: AtheModel) -> Loss:
     """Binary cross-entropy of the difficulty against `difficulty_target`."""
     router = model.router
@@ -73,36 +81,3 @@ def router_loss(model: AtheModel) -> Loss:
         return F.binary_cross_entropy_with_logits(router.logit(image).float(), target)
 
     return loss
-
-
-@torch.no_grad()
-def branch_correct(
-    model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device
-) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """Whether the dense path (column 0) and each branch are right on each image, bool [n, 1 + branches]."""
-    model.eval()
-    rows = []
-    for pixels, label in images.batches(256):
-        image = to_input(pixels.to(device), model.recipe.model.image_size, preprocessing)
-        logits = [model.backbone(image), *(model.logits(image, b) for b in model.recipe.branches)]
-        rows.append(torch.stack([x.argmax(-1).cpu() == label for x in logits], 1))
-    correct: np.ndarray[tuple[int, int], np.dtype[np.bool_]] = torch.cat(rows).numpy()
-    return correct
-
-
-@torch.no_grad()
-def router_scores(
-    model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device
-) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """Difficulty of each image, float32 [n]."""
-    assert model.router is not None and model.recipe.router is not None
-    model.eval()
-    size = model.recipe.router.image_size
-    rows = [model.router(to_input(p.to(device), size, preprocessing)).float().cpu() for p, _ in images.batches(256)]
-    scores: np.ndarray[tuple[int], np.dtype[np.float32]] = torch.cat(rows).numpy()
-    return scores
-
-
-def router_targets(model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """`difficulty_target` of each image under the model's branches as they are now, float32 [n]."""
-    return torch.from_numpy(difficulty_target(branch_correct(model, images, preprocessing, device)[:, 1:]))

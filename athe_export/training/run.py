@@ -1,74 +1,38 @@
 """A training run: dense, adaptive, router, one after the other; resumable at any step, bit for bit on a CPU.
 
 Everything random in a step is drawn from a generator seeded by (seed, phase, epoch, step), so a resumed run needs no
-random state, only weights, optimiser and position.
+random state, only weights, their average, optimiser and position.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from athe_export.data.source import Progress, no_progress
 from athe_export.errors import TrainingError
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import load_tensors, tensors_of
 from athe_export.model.heads import head_importance, rank_heads
 from athe_export.preprocessing import Preprocessing
-from athe_export.recipe import PhaseSpec, TrainSpec
-from athe_export.training.images import ImageSet, augment, to_input
-from athe_export.training.phases import (
-    Loss,
-    adaptive_loss,
-    branch_correct,
-    dense_loss,
-    router_loss,
-    router_targets,
-)
+from athe_export.training.average import WeightAverage
+from athe_export.training.holdout import Holdout
+from athe_export.training.images import ImageSet, to_input
+from athe_export.training.log import Meter, Report, TrainingLog
+from athe_export.training.objective import Corpus, Objective, branch_objective, router_objective
+from athe_export.training.plan import Phase, generator_of, learning_rate, plan
+from athe_export.training.router_images import router_targets, views_of
 from athe_export.training.state import RunState, read_state, settings_digest, write_state
 
-SAVE_SECONDS = 45.0
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One entry of the plan: `kind` is dense, adaptive or router; `first` and `group` place it in its kind's schedule."""
-
-    kind: str
-    spec: PhaseSpec
-    first: int
-    group: int
-
-
-def plan(spec: TrainSpec) -> tuple[Phase, ...]:
-    """All phases in order; epochs of one kind share one cosine schedule."""
-    phases: list[Phase] = []
-    for kind in ("dense", "adaptive", "router"):
-        specs: tuple[PhaseSpec, ...] = getattr(spec, kind)
-        group, first = sum(p.epochs for p in specs), 0
-        for phase in specs:
-            phases.append(Phase(kind, phase, first, group))
-            first += phase.epochs
-    return tuple(phases)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The images of a run: `train` to fit, `holdout` to watch, `calibration` to rank heads on."""
-
-    train: ImageSet
-    holdout: ImageSet
-    calibration: ImageSet
+SAVE_SECONDS = 40.0
+CHECK_STEPS = 50  # how often an accelerator is waited for, to see whether its losses are finite
+MEASURED_AT_ONCE = 1024  # router images between two chances to save or stop
 
 
 class TrainingRun:
@@ -76,7 +40,7 @@ class TrainingRun:
 
     Args:
         model: with initial weights.
-        folder: for the resumable state and log.csv.
+        folder: for the resumable state, log.csv and curves.svg.
         deadline: `time.monotonic()` after which the run stops in good order; None: never.
         command: as typed; kept with the state.
     """
@@ -91,17 +55,25 @@ class TrainingRun:
         report: Report,
         deadline: float | None = None,
         command: str = "",
+        progress: Progress = no_progress,
     ) -> None:
         assert model.recipe.train is not None
-        self.model, self.corpus, self.preprocessing, self.folder = model.to(device), corpus, preprocessing, folder
-        self.device, self.report, self.deadline = device, report, deadline
+        self.model, self.corpus, self.preprocessing, self.folder = model.to(device), corpus.to(device), preprocessing, folder
+        self.device, self.report, self.deadline, self.progress = device, report, deadline, progress
         self.spec = model.recipe.train
         self.phases = plan(self.spec)
         folder.mkdir(parents=True, exist_ok=True)
+        self._holdout = Holdout(model, self.corpus.holdout, preprocessing, device)
+        self.log = TrainingLog(folder, self._holdout.names)
         self.position: tuple[int, int, int] = (0, 0, 0)  # phase, epoch, step to do next
         self.settings = settings_digest(model.recipe)
         self.commands: tuple[str, ...] = (command,)
-        self._optimiser_state: dict[str, Any] | None = None
+        self.started_from: dict[str, str] | None = None  # file and sha256 of another checkpoint
+        self._average: WeightAverage | None = None
+        self._targets = torch.zeros(0, device=device)  # the router's, as far as they are measured
+        self._optimiser_state: dict[str, Any] | None = None  # of the state that was resumed, until it is used
+        self._unchecked: list[tuple[int, float, Tensor]] = []  # step, learning rate and loss of the latest steps
+        self._loss = 0.0  # sum over the epoch's steps before those
         self._began = self._saved = time.monotonic()
         self._seconds_before = 0.0
 
@@ -121,14 +93,19 @@ class TrainingRun:
         Raises:
             CheckpointError, UsageError: the state is damaged, or of other settings.
         """
-        state = read_state(self.state, self.settings, self.device)
+        state = read_state(self.state, self.settings, self.device, self.report)
         load_tensors(self.model, state.tensors)
+        if state.average is not None:
+            self._average = WeightAverage(self.model, self.spec.ema)
+            self._average.restore(state.average, state.updates)
         self.position, self._optimiser_state = state.position, state.optimiser
+        self._loss, self.started_from = state.loss, state.started_from
+        self._targets = self._targets if state.targets is None else state.targets
         self._seconds_before, self.commands = state.seconds, (*state.commands, *self.commands)
         self.report(f"resumed at phase {self.position[0] + 1}, epoch {self.position[1] + 1}, step {self.position[2]}")
 
     def run(self) -> bool:
-        """Trains to the end of the plan; False if the deadline came first.
+        """Trains to the end of the plan; False if the deadline came first. The model then has the weights to keep.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -136,54 +113,120 @@ class TrainingRun:
         for index in range(self.position[0], len(self.phases)):
             phase = self.phases[index]
             start = self.position[1:] if index == self.position[0] else (0, 0)
-            if phase.kind == "adaptive" and self.model.head_rank is None:
-                self._rank_heads()
-            if not self._phase(index, phase, *start):
+            if self.spec.ema and self._average is None:
+                self._average = WeightAverage(self.model, self.spec.ema)
+            finished = self._phase(index, phase, *start)
+            if self._average is not None and (phase.ends_kind or not finished):
+                self._average.take()
+                self._average = None
+            if not finished:
                 return False
             self.position = (index + 1, 0, 0)
             self._save(None)
         return True
 
-    def _rank_heads(self) -> None:
-        size = self.model.recipe.model.image_size
-        self.model.eval()
-        batches = (to_input(p.to(self.device), size, self.preprocessing) for p, _ in self.corpus.calibration.batches(128))
-        self.model.head_rank = rank_heads(head_importance(self.model.backbone, batches))
-        self.report(f"heads ranked by attention entropy on {len(self.corpus.calibration)} calibration images")
-
     def _phase(self, index: int, phase: Phase, first_epoch: int, first_step: int) -> bool:
-        train = self.corpus.train
-        loss, parameters, targets, size = self._objective(phase)
-        optimiser = torch.optim.AdamW(parameters, phase.spec.lr, weight_decay=self.spec.weight_decay)
+        if phase.kind == "router":
+            views = views_of(self.corpus.router, self.spec)
+            if not self._measure(views):
+                return False
+            objective = router_objective(phase, self.model, ImageSet(views.pixels, self._targets))
+        else:
+            objective = branch_objective(phase, self.model, self.corpus.train)
+        self.model.backbone.stochastic_depth = 0.0 if phase.spec.light else self.spec.stochastic_depth
+        optimiser = torch.optim.AdamW(objective.parameters, phase.spec.lr, weight_decay=self.spec.weight_decay)
         if self._optimiser_state:
             optimiser.load_state_dict(self._optimiser_state)
         self._optimiser_state = None
-        steps = len(train) // phase.spec.batch_size or 1
         for epoch in range(first_epoch, phase.spec.epochs):
-            began, first, total = time.monotonic(), first_step if epoch == first_epoch else 0, 0.0
-            order = torch.randperm(len(train), generator=self._generator(index, epoch, 0))
-            self._mode(phase.kind)
-            for step in range(first, steps):
-                lr = self._lr(phase, epoch + step / steps)
-                for group in optimiser.param_groups:
-                    group["lr"] = lr
-                chosen = order[step * phase.spec.batch_size : (step + 1) * phase.spec.batch_size]
-                value = self._step(loss, optimiser, chosen, targets, size, self._generator(index, epoch, step + 1))
-                if not math.isfinite(value):
-                    raise TrainingError(
-                        f"loss is {value} in {phase.kind} epoch {epoch + 1}, step {step}, at learning rate {lr:.2e}",
-                        where=str(self.folder),
-                        remedy=self._after_divergence(),
-                    )
-                total += value
-                self.position = (index, epoch, step + 1)
-                if self._time_to_stop(optimiser):
-                    return False
-            seen = (steps - first) * phase.spec.batch_size
-            self._log(phase, epoch, total / max(1, steps - first), seen / (time.monotonic() - began))
-            self.position = (index, epoch + 1, 0)
-            self._save(optimiser)
+            step = first_step if epoch == first_epoch else 0
+            if phase.kind == "adaptive" and not step and phase.first + epoch < self.spec.rank_epochs:
+                self._rank_heads()
+            if not self._epoch(index, epoch, step, objective, optimiser):
+                return False
         return True
+
+    def _epoch(
+        self, index: int, epoch: int, first_step: int, objective: Objective, optimiser: torch.optim.Optimizer
+    ) -> bool:
+        phase, steps, seed = objective.phase, objective.steps, self.spec.seed
+        order = torch.randperm(len(objective.images), generator=generator_of(seed, index, epoch, 0)).to(self.device)
+        meter = Meter(_title(phase, epoch), steps, steps * (phase.spec.epochs - epoch - 1), self.report, self.progress)
+        self._train_mode(phase)
+        for step in range(first_step, steps):
+            rate = learning_rate(phase, epoch + step / steps, self.spec.warmup_epochs)
+            chosen = objective.chosen(order, step)
+            loss = self._step(objective, optimiser, rate, chosen, generator_of(seed, index, epoch, step + 1))
+            self._unchecked.append((step, rate, loss))
+            self.position = (index, epoch, step + 1)
+            if self.device.type == "cpu" or len(self._unchecked) == CHECK_STEPS:
+                self._check_losses()
+            meter.step(step + 1, len(chosen), self._mean_loss())
+            if self._time_to_stop(optimiser):
+                return False
+        if time.monotonic() - self._saved > SAVE_SECONDS / 4:  # looking at the held-out images can take minutes
+            self._save(optimiser)
+        self._log_epoch(objective, epoch, optimiser.param_groups[0]["lr"], meter.speed)
+        self.position, self._loss = (index, epoch + 1, 0), 0.0
+        self._save(optimiser)
+        return True
+
+    def _step(
+        self,
+        objective: Objective,
+        optimiser: torch.optim.Optimizer,
+        rate: float,
+        chosen: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """One step on the chosen images; its loss, which nothing has waited for yet."""
+        torch.manual_seed(generator.initial_seed())  # of what the model draws: tokens and skipped blocks
+        image, targets = objective.batch(chosen, self.preprocessing, self.model.recipe.model.classes, generator)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = objective.loss(image, targets)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters, 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        if self._average is not None:
+            self._average.update()
+        return loss.detach()
+
+    def _train_mode(self, phase: Phase) -> None:
+        self.model.train(phase.kind != "router")
+        if phase.kind == "router" and self.model.router is not None:
+            self.model.router.train()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that would be kept."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def _check_losses(self) -> None:
+        """Adds the latest losses to the epoch's sum; on an accelerator this waits for it.
+
+        Raises:
+            TrainingError: one is not finite.
+        """
+        if not self._unchecked:
+            return
+        losses = torch.stack([loss for _, _, loss in self._unchecked]).tolist()
+        for (step, rate, _), loss in zip(self._unchecked, losses, strict=True):
+            if not math.isfinite(loss):
+                kind = self.phases[self.position[0]].kind
+                raise TrainingError(
+                    f"loss is {loss} in {kind} epoch {self.position[1] + 1}, step {step}, at learning rate {rate:.2e}",
+                    where=str(self.folder),
+                    remedy=self._after_divergence(),
+                )
+            self._loss += loss
+        self._unchecked.clear()
+
+    def _mean_loss(self) -> float | None:
+        """Of the epoch's steps so far, as far as they were waited for."""
+        checked = self.position[2] - len(self._unchecked)
+        return self._loss / checked if checked else None
 
     def _after_divergence(self) -> str:
         if not self.state.exists():
@@ -193,63 +236,28 @@ class TrainingRun:
             "and another --output"
         )
 
-    def _objective(self, phase: Phase) -> tuple[Loss, list[torch.nn.Parameter], Tensor, int]:
-        size = phase.spec.image_size or self.model.recipe.model.image_size
-        if phase.kind == "router":
-            assert self.model.router is not None and self.model.recipe.router is not None
-            self.report("measuring which branch is enough for each training image")
-            targets = router_targets(self.model, self.corpus.train, self.preprocessing, self.device)
-            self.report(f"{100 * float((targets > 0).float().mean()):.1f}% of them need more than the easiest branch")
-            return (
-                router_loss(self.model),
-                list(self.model.router.parameters()),
-                targets,
-                self.model.recipe.router.image_size,
-            )
-        parameters = [p for n, p in self.model.named_parameters() if not n.startswith("router.")]
-        build = dense_loss if phase.kind == "dense" else adaptive_loss
-        return build(self.model, self.spec), parameters, self.corpus.train.labels, size
+    def _rank_heads(self) -> None:
+        size, images = self.model.recipe.model.image_size, self.corpus.calibration
+        self.model.eval()
+        batches = (to_input(pixels, size, self.preprocessing) for pixels, _ in images.batches(128))
+        with self._averaged():
+            self.model.head_rank = rank_heads(head_importance(self.model.backbone, batches))
+        self.report(f"heads ranked by attention entropy on {len(images)} calibration images")
 
-    def _mode(self, kind: str) -> None:
-        self.model.train(kind != "router")
-        if kind == "router" and self.model.router is not None:
-            self.model.router.train()
+    def _measure(self, views: ImageSet) -> bool:
+        """Finds what each router image asks for, from where it stopped; False if the deadline came first."""
+        while len(self._targets) < len(views):
+            part = ImageSet(*(t[len(self._targets) :][:MEASURED_AT_ONCE] for t in (views.pixels, views.labels)))
+            new = router_targets(self.model, part, self.preprocessing, self.device)
+            self._targets = torch.cat([self._targets, new])
+            self.progress("measure which branch is enough", len(self._targets), len(views))
+            if len(self._targets) < len(views) and self._time_to_stop(None):
+                return False
+        hard = 100 * float((self._targets > 0).float().mean())
+        self.report(f"{hard:.1f}% of {len(views)} views of images for the router need more than the easiest branch")
+        return True
 
-    def _step(
-        self,
-        loss: Loss,
-        optimiser: torch.optim.Optimizer,
-        chosen: Tensor,
-        targets: Tensor,
-        size: int,
-        generator: torch.Generator,
-    ) -> float:
-        torch.manual_seed(generator.initial_seed())
-        pixels = augment(self.corpus.train.pixels[chosen], self.spec.crop_padding, self.spec.flip, generator)
-        image = to_input(pixels.to(self.device), size, self.preprocessing)
-        with self._autocast():
-            value = loss(image, targets[chosen].to(self.device))
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 1.0)
-        optimiser.step()
-        return float(value.detach())
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, torch.bfloat16)
-
-    def _lr(self, phase: Phase, epoch: float) -> float:
-        done = phase.first + epoch
-        lr = phase.spec.lr * 0.5 * (1 + math.cos(math.pi * done / phase.group))
-        if phase.kind == "dense" and done < self.spec.warmup_epochs:
-            lr *= (done + 0.01) / self.spec.warmup_epochs
-        return lr
-
-    def _generator(self, phase: int, epoch: int, step: int) -> torch.Generator:
-        drawn = hashlib.sha256(f"{self.spec.seed}/{phase}/{epoch}/{step}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(drawn[:8]) >> 1)
-
-    def _time_to_stop(self, optimiser: torch.optim.Optimizer) -> bool:
+    def _time_to_stop(self, optimiser: torch.optim.Optimizer | None) -> bool:
         now = time.monotonic()
         stop = self.deadline is not None and now > self.deadline
         if stop or now - self._saved > SAVE_SECONDS:
@@ -257,38 +265,36 @@ class TrainingRun:
         return stop
 
     def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
-        saved = optimiser.state_dict() if optimiser else None
-        state = RunState(self.settings, tensors_of(self.model), saved, self.position, self.seconds, self.commands)
+        self._check_losses()  # what is not finite is never saved
+        average = self._average
+        state = RunState(
+            settings=self.settings,
+            tensors=tensors_of(self.model),
+            optimiser=optimiser.state_dict() if optimiser else self._optimiser_state,
+            position=self.position,
+            seconds=self.seconds,
+            commands=self.commands,
+            started_from=self.started_from,
+            average=average.tensors if average else None,
+            updates=average.updates if average else 0,
+            loss=self._loss,
+            targets=self._targets,
+        )
         write_state(self.state, state)
         self._saved = time.monotonic()
 
-    def _log(self, phase: Phase, epoch: int, loss: float, speed: float) -> None:
-        names = ["dense", *(b.name for b in self.model.recipe.branches)]
+    def _log_epoch(self, objective: Objective, epoch: int, rate: float, speed: float) -> None:
+        phase = objective.phase
+        with self._averaged():
+            reached = self._holdout.reached(phase)
+        loss = self._mean_loss() or 0.0
         row: dict[str, Any] = {"phase": phase.kind, "epoch": phase.first + epoch + 1, "of": phase.group}
-        row |= {"loss": round(loss, 4), "images_per_second": round(speed)}
-        if phase.kind != "router":
-            row |= self._holdout_top1(phase)
-        shown = "  ".join(f"{name} {100 * row[name]:.2f}%" for name in names if name in row)
-        self.report(f"{phase.kind} {row['epoch']}/{phase.group}  loss {loss:.4f}  {shown}  {speed:.0f} images/s")
-        path = self.folder / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, ["phase", "epoch", "of", "loss", "images_per_second", *names])
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        row |= {"image_size": objective.size, "learning_rate": f"{rate:.3g}"}
+        row |= {"loss": round(loss, 4), "images_per_second": round(speed), "minutes": round(self.seconds / 60, 1)}
+        self.log.add(row | reached)
+        shown = "  ".join(f"{name} {100 * value:.2f}%" for name, value in reached.items())
+        self.report(f"{_title(phase, epoch)}  loss {loss:.4f}  {shown}  {speed:.0f} images/s")
 
-    def _holdout_top1(self, phase: Phase) -> dict[str, float]:
-        """Top-1 on the held-out images: the dense path while it trains alone (at that phase's size), else every path."""
-        if phase.kind == "dense":
-            size = phase.spec.image_size or self.model.recipe.model.image_size
-            self.model.eval()
-            right = 0
-            with torch.no_grad():
-                for pixels, label in self.corpus.holdout.batches(256):
-                    logits = self.model.backbone(to_input(pixels.to(self.device), size, self.preprocessing))
-                    right += int((logits.argmax(-1).cpu() == label).sum())
-            return {"dense": round(right / len(self.corpus.holdout), 4)}
-        correct = branch_correct(self.model, self.corpus.holdout, self.preprocessing, self.device)
-        names = ["dense", *(b.name for b in self.model.recipe.branches)]
-        return {name: round(float(column.mean()), 4) for name, column in zip(names, correct.T, strict=True)}
+
+def _title(phase: Phase, epoch: int) -> str:
+    return f"{phase.kind} {phase.first + epoch + 1}/{phase.group}"

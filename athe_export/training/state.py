@@ -1,4 +1,4 @@
-"""The resumable state of a run: one file, replaced whole, that knows which settings it belongs to."""
+"""The resumable state of a run: the newest two are kept, each written whole, and know which settings they belong to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,12 @@ _ALWAYS = {
 
 @dataclass(frozen=True)
 class RunState:
-    """Weights, optimiser and what to do next (phase, epoch, step), with the run's settings, seconds and commands so far."""
+    """What a run goes on from.
+
+    `tensors` are the weights, `average` their moving average after `updates` steps, where there is one; `position` is what
+    to do next (phase, epoch, step); `loss` is the sum over the epoch's steps so far; `targets` are the router's, as far as
+    they are measured; `seconds` and `commands` are those of the whole run so far.
+    """
 
     settings: str
     tensors: dict[str, Tensor]
@@ -34,6 +40,11 @@ class RunState:
     position: tuple[int, int, int]
     seconds: float
     commands: tuple[str, ...]
+    average: dict[str, Tensor] | None = None
+    updates: int = 0
+    loss: float = 0.0
+    targets: Tensor | None = None
+    started_from: dict[str, str] | None = None
 
 
 def settings_digest(recipe: Recipe) -> str:
@@ -61,31 +72,57 @@ def _counted(spec: TrainSpec | PhaseSpec) -> dict[str, Any]:
 
 
 def write_state(path: Path, state: RunState) -> None:
-    """Writes to the side and renames: a half-written state is never the newest."""
+    """Writes to the side, then renames: a half-written state is never the newest, and the one before it is kept."""
     staging = path.with_suffix(".part")
     with staging.open("wb") as file:
         torch.save({f.name: getattr(state, f.name) for f in dataclasses.fields(state)}, file)
         file.flush()
         os.fsync(file.fileno())
+    if path.exists():
+        path.replace(_before(path))
     staging.replace(path)
 
 
-def read_state(path: Path, settings: str, device: torch.device) -> RunState:
-    """Inverse of `write_state`.
+def state_exists(path: Path) -> bool:
+    """Whether there is a state, be it the one before: a run can be killed between the two renames."""
+    return path.exists() or _before(path).exists()
+
+
+def remove_state(path: Path) -> None:
+    """Removes the newest state last of all, so that what is left can always be resumed."""
+    for old in (path.with_suffix(".part"), _before(path), path):
+        old.unlink(missing_ok=True)
+
+
+def read_state(path: Path, settings: str, device: torch.device, report: Callable[[str], None]) -> RunState:
+    """The newest state that can be read; `report` is told where that is not the newest one.
 
     Raises:
-        CheckpointError: truncated or not a state.
+        CheckpointError: neither can be read.
         UsageError: the state of a run with other settings.
     """
-    try:
-        state = RunState(**torch.load(path, map_location=device, weights_only=True))
-    except Exception as err:  # torch raises many kinds for a damaged file
-        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
-        raise CheckpointError(f"the run's state cannot be read: {reason}", where=str(path), remedy=_AFRESH) from None
+    problems = []
+    for file in (path, _before(path)):
+        try:
+            state = RunState(**torch.load(file, map_location=device, weights_only=True))
+        except Exception as err:  # torch raises many kinds for a damaged file
+            problems.append(f"{file.name}: {str(err).splitlines()[0] if str(err) else type(err).__name__}")
+            continue
+        for problem in problems:
+            report(f"the newest state cannot be read, going on from the one before it ({problem})")
+        _check_settings(state, settings, file)
+        return state
+    raise CheckpointError(f"the run's state cannot be read: {'; '.join(problems)}", where=str(path), remedy=_AFRESH)
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def _check_settings(state: RunState, settings: str, file: Path) -> None:
     if state.settings != settings:
         raise UsageError(
             "the unfinished run was started with other settings than the recipe has now",
-            where=str(path),
+            where=str(file),
             remedy=f"restore model, branches, router, train and preprocessing in the recipe, or {_AFRESH}",
         )
-    return state

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,21 @@ import numpy as np
 import torch
 
 from athe_export import __version__
-from athe_export.data.calibration import read_calibration_set
+from athe_export.data.calibration import CalibrationSet, read_calibration_set
 from athe_export.data.source import Dataset, Progress, no_progress, open_dataset, require_split
 from athe_export.errors import RecipeError, UsageError
 from athe_export.model.athe import AtheModel
-from athe_export.model.checkpoint import load_tensors, read_checkpoint, save_checkpoint, tensors_of
+from athe_export.model.checkpoint import load_tensors, save_checkpoint, tensors_of
 from athe_export.preprocessing import Preprocessing
-from athe_export.recipe import RecipeFile
+from athe_export.recipe import RecipeFile, TrainSpec
 from athe_export.training.images import ImageSet
+from athe_export.training.log import Report
 from athe_export.training.metrics import metrics_of
-from athe_export.training.run import Corpus, Report, TrainingRun
+from athe_export.training.objective import Corpus
+from athe_export.training.router_images import set_apart
+from athe_export.training.run import TrainingRun
+from athe_export.training.state import remove_state, state_exists
+from athe_export.training.transfer import transfer
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ def train_recipe(
     resume: bool = False,
     device: str = "auto",
     max_minutes: float | None = None,
+    compiled: bool = False,
     command: str = "",
     report: Report = print,
     progress: Progress = no_progress,
@@ -50,57 +58,111 @@ def train_recipe(
     """Trains the recipe's checkpoint.
 
     Args:
-        init: a checkpoint to start the backbone from (whatever tensors fit the model are taken and counted).
+        init: a checkpoint to start from (whatever fits the model is taken, and the rest is said).
         output: where to write; default: the recipe's checkpoint.path. A run that stops early writes
             `<output>.partial.safetensors` in its place.
         resume: continue the state left beside the output.
+        compiled: run the backbone's blocks through torch.compile; the results differ in their last digits.
         command: as typed; recorded in the metrics.
 
     Raises:
         RecipeError, UsageError, DatasetError, CheckpointError, TrainingError.
     """
-    recipe = file.recipe
+    began, recipe = time.monotonic(), file.recipe
     output, chosen = _output_of(file, output), _device(device)
     folder = output.with_suffix(".run")
     _check_state(folder, resume)
-    began = time.monotonic()
-    dataset = open_dataset(
-        recipe.data.dataset, data_root, file.resolve(recipe.data.path) if recipe.data.path else None, progress
-    )
+    folder_of_images = file.resolve(recipe.data.path) if recipe.data.path else None
+    dataset = open_dataset(recipe.data.dataset, data_root, folder_of_images, progress)
     preprocessing = Preprocessing(**vars(recipe.data.preprocessing))
+    calibration = read_calibration_set(file.resolve(recipe.data.calibration))
+    corpus = _corpus(_train_spec(file), dataset, calibration, preprocessing, progress)
     model = AtheModel(recipe)
-    model.initialise(recipe.train.seed if recipe.train else 0)
-    if init is not None:
-        _initialise_from(model, init, report)
-    corpus = _corpus(file, dataset, preprocessing, progress)
+    model.initialise(_train_spec(file).seed)
     deadline = None if max_minutes is None else began + 60 * max_minutes
-    run = TrainingRun(model, corpus, preprocessing, folder, chosen, report, deadline, command)
+    run = TrainingRun(model, corpus, preprocessing, folder, chosen, report, deadline, command, progress)
     if resume:
         run.resume()
+    elif init is not None:
+        started = transfer(model, init)
+        run.started_from = {"file": started.name, "sha256": started.sha256}
+        report("\n".join(started.lines()))
+    if compiled:
+        _compile(model)
     complete = run.run()
-    metrics = metrics_of(model, dataset, preprocessing, corpus.holdout, chosen, progress)
-    metrics |= {
-        "complete": complete,
-        "command": run.commands[0],
-        "resumed_by": list(run.commands[1:]),
-        "settings_sha256": run.settings,
-        "dataset_sha256": dataset.digest,
-        "minutes": round(run.seconds / 60, 1),
-        "device": str(chosen),
-        "versions": {"athe_export": __version__, "torch": torch.__version__},
-    }
+    _round_to_half(model)
+    reached = metrics_of(model, dataset, preprocessing, run.corpus.holdout, chosen, progress) if complete else _so_far(run)
+    metrics = reached | _circumstances(run, file, dataset, calibration, chosen) | {"complete": complete}
+    return _written(output, run, metrics)
+
+
+def _written(output: Path, run: TrainingRun, metrics: dict[str, Any]) -> TrainingResult:
+    """Checkpoint, then metrics; then a finished run's state goes: a kill before that can be resumed, and loses nothing."""
+    complete, name = metrics["complete"], run.model.recipe.name
     if not complete:  # what is unfinished never takes the place of a finished checkpoint
         output = output.with_suffix(".partial.safetensors")
-    metrics["checkpoint_sha256"] = save_checkpoint(output, model, {"name": recipe.name, "complete": complete})
+    metrics["checkpoint_sha256"] = save_checkpoint(output, run.model, {"name": name, "complete": complete})
     output.with_suffix(".metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    if complete:  # last of all: a kill before it can be resumed, and loses nothing
-        run.state.unlink()
+    if complete:
+        remove_state(run.state)
     return TrainingResult(output, metrics["checkpoint_sha256"], complete, metrics)
 
 
-def _output_of(file: RecipeFile, asked: Path | None) -> Path:
+def _circumstances(
+    run: TrainingRun, file: RecipeFile, dataset: Dataset, calibration: CalibrationSet, device: torch.device
+) -> dict[str, Any]:
+    """What the weights came from: commands, settings, data, time and machine."""
+    return {
+        "command": run.commands[0],
+        "resumed_by": list(run.commands[1:]),
+        "started_from": run.started_from,
+        "seed": _train_spec(file).seed,
+        "settings_sha256": run.settings,
+        "dataset_sha256": dataset.digest,
+        "calibration_sha256": calibration.pixels_sha256,
+        "corpus": {"branches": len(run.corpus.train), "router": len(run.corpus.router), "holdout": len(run.corpus.holdout)},
+        "minutes": round(run.seconds / 60, 1),
+        "device": str(device),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "versions": {"athe_export": __version__, "torch": torch.__version__},
+    }
+
+
+def _so_far(run: TrainingRun) -> dict[str, Any]:
+    """Of a run that stopped early: its last epoch on the held-out images. The test split stays untouched until the end."""
+    rows = run.log.rows()
+    return {"split": "holdout", "last_epoch": rows[-1] if rows else None}
+
+
+def _processor() -> str:
+    """The processor's name, where the system says it, and how many threads torch uses."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _round_to_half(model: AtheModel) -> None:
+    """The weights as they will be stored, so that the metrics are of those."""
+    load_tensors(model, {n: t.half().float() if t.is_floating_point() else t for n, t in tensors_of(model).items()})
+
+
+def _compile(model: AtheModel) -> None:
+    """Block by block: branches cut heads and tokens differently, and each combination is compiled once."""
+    torch._dynamo.config.recompile_limit = 256
+    for block in model.backbone.blocks:
+        block.compile()
+
+
+def _train_spec(file: RecipeFile) -> TrainSpec:
     if file.recipe.train is None:
         raise RecipeError("has no train section", where=str(file.path), remedy="add one; docs/recipe.md lists its keys")
+    return file.recipe.train
+
+
+def _output_of(file: RecipeFile, asked: Path | None) -> Path:
+    _train_spec(file)
     if asked is not None:
         return asked
     if file.recipe.checkpoint.path is None:
@@ -111,7 +173,7 @@ def _output_of(file: RecipeFile, asked: Path | None) -> Path:
 
 
 def _check_state(folder: Path, resume: bool) -> None:
-    unfinished = (folder / "state.pt").exists()
+    unfinished = state_exists(folder / "state.pt")
     if resume and not unfinished:
         raise UsageError("there is nothing to resume", where=str(folder), remedy="train without --resume")
     if unfinished and not resume:
@@ -130,23 +192,14 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _initialise_from(model: AtheModel, path: Path, report: Report) -> None:
-    found = read_checkpoint(path).tensors
-    own = tensors_of(model)
-    taken = {n: t for n, t in found.items() if n in own and own[n].shape == t.shape}
-    load_tensors(model, own | taken)
-    left = sorted(set(found) - set(taken))
-    report(f"{len(taken)} of {len(own)} tensors start from {path.name}; not taken: {', '.join(left) or 'none'}")
-
-
-def _corpus(file: RecipeFile, dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> Corpus:
-    recipe = file.recipe
-    assert recipe.train is not None
+def _corpus(
+    spec: TrainSpec, dataset: Dataset, calibration: CalibrationSet, preprocessing: Preprocessing, progress: Progress
+) -> Corpus:
     for split in ("train", "holdout", "test"):  # the last is read when all is trained: too late to find it missing
         require_split(dataset, split, "data.dataset")
-    train = ImageSet.load(dataset, "train", preprocessing, recipe.train.images, progress)
+    images = ImageSet.load(dataset, "train", preprocessing, spec.images, progress)
     holdout = ImageSet.load(dataset, "holdout", preprocessing, None, progress)
-    calibration = read_calibration_set(file.resolve(recipe.data.calibration))
     pixels = [preprocessing.source(dataset.image(calibration.split, i)).transpose(2, 0, 1) for i in calibration.ids]
     labels = dataset.labels(calibration.split)[list(calibration.ids)]
-    return Corpus(train, holdout, ImageSet(torch.from_numpy(np.stack(pixels)), torch.from_numpy(labels)))
+    train, router = set_apart(images, spec)
+    return Corpus(train, router, holdout, ImageSet(torch.from_numpy(np.stack(pixels)), torch.from_numpy(labels)))

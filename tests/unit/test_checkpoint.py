@@ -87,6 +87,18 @@ def test_an_athe_checkpoint_comes_back_in_fp16_with_its_head_rank(adaptive: Reci
         torch.testing.assert_close(tensors_of(again)[name], kept, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["half", "v1.2"])
+def test_a_branch_may_have_any_name_that_a_recipe_allows(name: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    branches = [TINY["branches"][0] | {"name": name}, TINY["branches"][1]]
+    model = AtheModel(load_recipe(tiny(branches=branches)).recipe)
+    model.initialise(1)
+    save_checkpoint(tmp_path / "a.safetensors", model, {})
+    read = read_checkpoint(tmp_path / "a.safetensors")
+    assert f"scorers.{name}.1.weight" in read.tensors
+    again, unused = build_model(model.recipe, read, "a")
+    assert unused == () and again.stages(model.recipe.branches[0])[0].scorer is not None
+
+
 def test_unused_scorers_and_router_are_named_not_refused(dense: Recipe, adaptive: Recipe, tmp_path: Path) -> None:
     save_file(weights(adaptive), tmp_path / "a.safetensors")
     _, unused = build_model(dense, read_checkpoint(tmp_path / "a.safetensors"), "a")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -12,18 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from athe_export.data.shapes import Shapes
 from athe_export.errors import CheckpointError, TrainingError, UsageError
-from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import load_recipe
-from athe_export.training.images import augment, to_input
-from athe_export.training.run import plan
+from athe_export.training.images import ImageSet
+from athe_export.training.plan import plan
 from athe_export.training.train import train_recipe
 
 TRAIN: dict[str, Any] = {
@@ -32,6 +30,15 @@ TRAIN: dict[str, Any] = {
     "adaptive": [{"epochs": 2, "batch_size": 16, "lr": 0.001}],
     "router": [{"epochs": 1, "batch_size": 16, "lr": 0.001}],
 }
+# every kind of randomness and memory that a run can have
+EVERYTHING: dict[str, Any] = {
+    "images": 48,
+    "dense": [{"epochs": 1, "batch_size": 16, "lr": 0.001, "image_size": 16}],
+    "adaptive": [{"epochs": 1, "batch_size": 16, "image_size": 16}, {"epochs": 1, "batch_size": 16, "light": True}],
+    "router": [{"epochs": 1, "batch_size": 16}, {"epochs": 1, "batch_size": 16}],
+    "trivial_augment": True, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "repeated_augmentation": 2,
+    "stochastic_depth": 0.3, "ema": 0.9, "distill_tokens": 0.5, "rank_epochs": 2, "router_images": 16, "router_views": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +56,11 @@ def same(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
-def test_a_run_cut_anywhere_and_resumed_gives_bit_the_same_weights(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    file = load_recipe(tiny(train=TRAIN))
+@pytest.mark.parametrize(("train", "steps"), [(TRAIN, 2 * 4), (EVERYTHING, 2 * 3 + 2 * 2)], ids=["plain", "everything"])
+def test_a_run_cut_anywhere_and_resumed_gives_bit_the_same_weights(
+    tiny: Callable[..., Path], tmp_path: Path, train: dict[str, Any], steps: int
+) -> None:
+    file = load_recipe(tiny(train=train))
     whole = train_recipe(file, output=tmp_path / "whole.safetensors", report=quiet)
     cut = tmp_path / "cut.safetensors"
     stops = 0
@@ -59,24 +69,52 @@ def test_a_run_cut_anywhere_and_resumed_gives_bit_the_same_weights(tiny: Callabl
         if result.complete:
             break
         stops += 1
-    assert stops == 2 * (1 + 2 + 1)
+    assert stops == steps
     assert same(whole.path, cut)
+    logs = [(tmp_path / f"{name}.run" / "log.csv").read_text().splitlines() for name in ("whole", "cut")]
+    timed = (6, 7)  # images_per_second, minutes
+    assert [[c for i, c in enumerate(line.split(",")) if i not in timed] for line in logs[0]] == [
+        [c for i, c in enumerate(line.split(",")) if i not in timed] for line in logs[1]
+    ]
 
 
-def test_a_killed_run_loses_its_last_steps_at_most(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = tiny(train=TRAIN | {"images": 512, "dense": [{"epochs": 40, "batch_size": 16, "lr": 0.001}]})
-    command = [sys.executable, "-m", "athe_export.training", str(recipe), "--output", str(tmp_path / "k.safetensors")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert "dense" in process.stdout.readline()  # one epoch is done and saved
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    state = torch.load(tmp_path / "k.run" / "state.pt", weights_only=True)
-    assert tuple(state["position"][:2]) >= (0, 1)
-    lines: list[str] = []
-    train_recipe(load_recipe(recipe), output=tmp_path / "k.safetensors", resume=True, max_minutes=0, report=lines.append)
-    assert lines[0].startswith("resumed at phase 1, epoch")
+def test_a_run_killed_at_any_moment_and_resumed_gives_bit_the_same_weights(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Killed while it computes, looks at images or writes its state; what was not yet saved is done again."""
+    longer = EVERYTHING | {"dense": [{"epochs": 30, "batch_size": 16, "image_size": 16}]}
+    recipe = tiny(train=longer)
+    program = textwrap.dedent("""
+        import sys
+        import torch
+        torch.set_num_threads(1)
+        import athe_export.data.shapes as shapes
+        shapes.SIZES.update(holdout=40, test=40)
+        from athe_export.training.__main__ import main
+        sys.exit(main())
+    """)
+    command = [sys.executable, "-c", program, str(recipe), "--output", str(tmp_path / "killed.safetensors")]
+    kills = 0
+    for after, delay in (("dense 2/", 0.05), ("dense 9/", 0.17), ("dense 17/", 0.29), ("adaptive 1/", 0.0)):
+        resumed = ["--resume"] if kills else []
+        with subprocess.Popen([*command, *resumed], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert any(line.startswith(after) for line in process.stdout), after
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills == 4
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        file = load_recipe(recipe)
+        again = train_recipe(file, output=tmp_path / "killed.safetensors", resume=True, report=quiet)
+        whole = train_recipe(file, output=tmp_path / "whole.safetensors", report=quiet)
+    finally:
+        torch.set_num_threads(threads)
+    assert again.complete and len(again.metrics["resumed_by"]) == 4
+    assert same(whole.path, again.path)
 
 
 def test_an_unfinished_run_is_not_overwritten_and_a_finished_one_leaves_no_state(
@@ -87,7 +125,7 @@ def test_an_unfinished_run_is_not_overwritten_and_a_finished_one_leaves_no_state
     with pytest.raises(UsageError, match="an unfinished run is here"):
         train_recipe(file, output=output, report=quiet)
     assert train_recipe(file, output=output, resume=True, report=quiet).complete
-    assert [p.name for p in (tmp_path / "a.run").iterdir()] == ["log.csv"]
+    assert sorted(p.name for p in (tmp_path / "a.run").iterdir()) == ["curves.svg", "log.csv"]
 
 
 def test_nothing_to_resume_is_said(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -114,13 +152,41 @@ def test_a_damaged_state_and_one_of_other_settings_are_refused(tiny: Callable[..
         train_recipe(load_recipe(tiny(train=TRAIN)), output=output, resume=True, report=quiet)
 
 
+@pytest.mark.parametrize("lost", ["truncated", "absent"])
+def test_where_the_newest_state_is_lost_the_one_before_it_is_resumed_and_that_is_said(
+    tiny: Callable[..., Path], tmp_path: Path, lost: str
+) -> None:
+    file, output = load_recipe(tiny(train=TRAIN)), tmp_path / "a.safetensors"
+    newest = tmp_path / "a.run" / "state.pt"
+    for resume in (False, True):
+        train_recipe(file, output=output, resume=resume, max_minutes=0, report=quiet)
+    assert sorted(p.name for p in newest.parent.glob("*.pt")) == ["state.before.pt", "state.pt"]
+    newest.write_bytes(newest.read_bytes()[:1000]) if lost == "truncated" else newest.unlink()
+    lines: list[str] = []
+    with pytest.raises(UsageError, match="an unfinished run is here"):
+        train_recipe(file, output=output, report=quiet)
+    result = train_recipe(file, output=output, resume=True, report=lines.append)
+    assert lines[0].startswith("the newest state cannot be read, going on from the one before it (state.pt: ")
+    assert same(result.path, train_recipe(file, output=tmp_path / "whole.safetensors", report=quiet).path)
+
+
+def test_a_state_is_a_checkpoint_to_start_another_run_from(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    file = load_recipe(tiny(train=TRAIN | {"ema": 0.9}))
+    train_recipe(file, output=tmp_path / "a.safetensors", max_minutes=0, report=quiet)
+    lines: list[str] = []
+    state = tmp_path / "a.run" / "state.pt"
+    train_recipe(file, init=state, output=tmp_path / "b.safetensors", max_minutes=0, report=lines.append)
+    assert re.match(r"(\d+) of \1 tensors start from state\.pt$", lines[0])
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_rate(tiny: Callable[..., Path], tmp_path: Path) -> None:
     wild = TRAIN | {"dense": [{"epochs": 30, "batch_size": 16, "lr": 1.0}], "warmup_epochs": 0}
     recipe = tiny(train=wild)
     start = tmp_path / "start.safetensors"
     from safetensors.torch import save_file
 
-    save_file({"head.weight": torch.full((100, 24), 1e38), "norm.weight": torch.full((24,), 1e30)}, start)
+    large = {"head.weight": torch.full((100, 24), 1e38), "norm.weight": torch.full((24,), 1e30)}
+    save_file(large | {"patch_embed.proj.bias": torch.zeros(24)}, start)
     with pytest.raises(TrainingError, match=r"loss is .* in dense epoch 1, step 0, at learning rate 1\.00e\+00"):
         train_recipe(load_recipe(recipe), init=start, output=tmp_path / "a.safetensors", report=quiet)
     assert not (tmp_path / "a.safetensors").exists()
@@ -161,23 +227,38 @@ def test_phases_of_one_kind_share_one_schedule(tiny: Callable[..., Path]) -> Non
     assert [(p.kind, p.first, p.group) for p in plan(spec)][:2] == [("dense", 0, 5), ("dense", 2, 5)]
 
 
-def test_training_sees_what_the_device_sees_within_a_grey_level() -> None:
-    preprocessing = Preprocessing(32, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    source = Shapes().image("train", 1)
-    ours = preprocessing.tensor(source, 64)
-    torchs = to_input(torch.from_numpy(source.transpose(2, 0, 1).copy())[None], 64, preprocessing).numpy()
-    assert float(np.abs(ours - torchs).mean()) * 255 < 0.02
-    assert float(np.abs(ours - torchs).max()) * 255 <= 2.01
+def test_heads_are_ranked_before_each_of_the_first_adaptive_epochs_and_then_frozen(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    for epochs in (1, 2):
+        lines: list[str] = []
+        spec = TRAIN | {"images": 16, "adaptive": [{"epochs": 3, "batch_size": 16}], "rank_epochs": epochs}
+        train_recipe(load_recipe(tiny(train=spec)), output=tmp_path / f"{epochs}.safetensors", report=lines.append)
+        assert sum(line.startswith("heads ranked") for line in lines) == epochs
 
 
-def test_augmentation_moves_and_mirrors_but_invents_no_values() -> None:
-    source = np.zeros((32, 32, 3), np.uint8)
-    source[10:20, 12:25] = (200, 30, 90)
-    pixels = torch.from_numpy(source.transpose(2, 0, 1).copy())[None].repeat(64, 1, 1, 1)
-    made = augment(pixels, 4, True, torch.Generator().manual_seed(0))
-    assert made.shape == pixels.shape and made.dtype == torch.uint8
-    assert set(made[:, 0].unique().tolist()) == {0, 200}
-    assert len({bytes(m.numpy().tobytes()) for m in made}) > 20
-    again = augment(pixels, 4, True, torch.Generator().manual_seed(0))
-    assert torch.equal(made, again)
-    Image.fromarray(made[0].permute(1, 2, 0).numpy())
+def test_an_unfinished_run_reports_the_held_out_images_and_never_opens_the_test_split(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    load = ImageSet.load
+    monkeypatch.setattr(ImageSet, "load", lambda data, split, *rest: (read.append(split), load(data, split, *rest))[1])
+    file, output = load_recipe(tiny(train=TRAIN | {"images": 16})), tmp_path / "a.safetensors"
+    for resume in (False, True):
+        metrics = train_recipe(file, output=output, resume=resume, max_minutes=0, report=quiet).metrics
+    assert metrics["split"] == "holdout" and metrics["last_epoch"]["dense"]
+    assert set(read) == {"train", "holdout"}
+    assert train_recipe(file, output=output, resume=True, report=quiet).metrics["split"] == "test"
+    assert "test" in read
+
+
+def test_metrics_say_what_the_weights_came_from(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    start = tmp_path / "start.pt"
+    file = load_recipe(tiny(train=EVERYTHING))
+    torch.save({"patch_embed.proj.bias": torch.zeros(24)}, start)
+    metrics = train_recipe(file, init=start, output=tmp_path / "a.safetensors", command="typed", report=quiet).metrics
+    assert metrics["started_from"] == {"file": "start.pt", "sha256": hashlib.sha256(start.read_bytes()).hexdigest()}
+    assert metrics["corpus"] == {"branches": 32, "router": 16, "holdout": 40}
+    assert (metrics["command"], metrics["seed"], metrics["device"]) == ("typed", 0, "cpu")
+    assert metrics["hardware"] and len(metrics["dataset_sha256"]) == len(metrics["calibration_sha256"]) == 64
+    assert set(metrics["top1"]) == {"dense", "simple", "complex", "routed", "oracle", "random"}

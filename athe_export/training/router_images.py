@@ -1,0 +1,51 @@
+"""What the router is trained on: images that the branches were not fitted on, in several views, and what each asks for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from athe_export.errors import RecipeError
+from athe_export.model.athe import AtheModel
+from athe_export.preprocessing import Preprocessing
+from athe_export.recipe import TrainSpec
+from athe_export.runtime.routing import difficulty_target
+from athe_export.training.augment import crop_and_flip
+from athe_export.training.evaluate import branch_correct
+from athe_export.training.images import ImageSet
+from athe_export.training.plan import generator_of
+
+
+def set_apart(images: ImageSet, spec: TrainSpec) -> tuple[ImageSet, ImageSet]:
+    """The images to fit the branches on, and those for the router: `router_images` of them, fixed by the seed.
+
+    With none set apart both are all images.
+
+    Raises:
+        RecipeError: no more images than are to be set apart.
+    """
+    count = spec.router_images
+    if not count:
+        return images, images
+    if count >= len(images):
+        raise RecipeError(
+            f"{count} of {len(images)} training images leaves none for the branches",
+            where="train.router_images",
+            remedy="set fewer apart",
+        )
+    order = torch.randperm(len(images), generator=generator_of(spec.seed, "images for the router"))
+    return images.taken(order[count:].sort().values), images.taken(order[:count].sort().values)
+
+
+def views_of(images: ImageSet, spec: TrainSpec) -> ImageSet:
+    """`router_views` views of each image, one view of all images after the other: as they are, then cropped and flipped."""
+    views = [images.pixels]
+    for view in range(1, spec.router_views):
+        generator = generator_of(spec.seed, "view for the router", view)
+        views.append(crop_and_flip(images.pixels, spec.crop_padding, spec.flip, generator))
+    return ImageSet(torch.cat(views), images.labels.repeat(spec.router_views))
+
+
+def router_targets(model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """`difficulty_target` of each image under the model's branches as they are now, float32 [n] on `device`."""
+    return torch.from_numpy(difficulty_target(branch_correct(model, images, preprocessing, device))).to(device)
