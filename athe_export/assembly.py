@@ -25,7 +25,7 @@ from athe_export.bundle.writer import StagedBundle
 from athe_export.data.calibration import BranchShare
 from athe_export.parity.gate import NOT_GATED
 from athe_export.recipe import BranchSpec, RecipeFile
-from athe_export.runtime.golden import golden_bytes, golden_outputs, margins, tolerances
+from athe_export.runtime.golden import golden_bytes, graph_outputs, key, margins, tolerances
 from athe_export.runtime.litert_session import LitertSession
 from athe_export.runtime.predictor import open_session
 from athe_export.runtime.routing import match_policy
@@ -86,8 +86,8 @@ def add_golden(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> 
     shares = [share.positions[:GOLDEN_CANDIDATES] for share in prepared.routing.shares]
     candidates = [images.sources[p] for share in shares for p in share]
     outputs: dict[str, npt.NDArray[np.float32]] = {}
-    for target in manifest.targets:
-        outputs |= golden_outputs(bundle, target, candidates)
+    for entry in manifest.graphs:
+        outputs[key(entry.target, entry.role, entry.precision)] = graph_outputs(bundle, entry, candidates)
     allowed = tolerances(outputs)
     margin, chosen, start = margins(manifest, outputs, allowed), [], 0
     for share in shares:

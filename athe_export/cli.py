@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from athe_export import __version__, console
-from athe_export.dependencies import JOBS, installed_version, require
+from athe_export.dependencies import JOBS, LITERT_JOB, installed_version, require
 from athe_export.errors import (
     RESUME,
     AtheExportError,
@@ -152,8 +152,11 @@ def run(
     for image in images:
         found = predictor.predict(image, branch, top)
         results.append({"image": str(image), **vars(found), "top": [list(t) for t in found.top], "notes": list(found.notes)})
-    gate = predictor.bundle.manifest.verdict
-    console.print_json({"gate_at_build": gate, "results": results}) if as_json else console.print_results(results, gate)
+    gate, not_run = predictor.bundle.manifest.verdict, [{"target": t, "why": w} for t, w in predictor.passed_over.items()]
+    if as_json:
+        console.print_json({"gate_at_build": gate, "target": predictor.target, "not_run": not_run, "results": results})
+    else:
+        console.print_results(results, gate, predictor.target, not_run)
 
 
 @app.command(epilog="Examples: athe-export train recipes/quickstart.yaml · athe-export train my.yaml --max-minutes 60")
@@ -241,10 +244,14 @@ def schema() -> None:
 def doctor(as_json: JsonFlag = False) -> None:
     """Say what is installed, what is missing for which job, and the command that mends it."""
     from athe_export.data.download import holds_cifar100, user_cache
+    from athe_export.runtime.litert_session import litert_unavailable
 
     modules = {one for job in JOBS for m in job.modules for one in m.split("|")}
     found = {m: installed_version(m) for m in sorted(modules | {"numpy", "PIL", "yaml", "typer", "rich"})}
     jobs = [{"job": j.name, "ready": not j.missing, "missing": list(j.missing), "remedy": j.remedy} for j in JOBS]
+    for job in (j for j in jobs if j["job"] == LITERT_JOB and j["ready"]):
+        if why := litert_unavailable():  # installed, and yet it does not work
+            job |= {"ready": False, "missing": [why]}
     root = os.environ.get("ATHE_DATA_ROOT")
     data = {"data_root": root, "cifar100": bool(root) and holds_cifar100(Path(root or "")), "cached": None}
     with contextlib.suppress(MissingDependency):  # no user cache

@@ -153,8 +153,8 @@ def print_verify(report: VerifyReport) -> None:
     ]  # fmt: skip
     columns = ("target", "role", "precision", "same answers", "bit equal", "largest difference", "allowed", "golden")
     print_table(columns, rows)
-    for target, why in report.not_run.items():
-        say(f"not run: {target}: {why}")
+    for left in report.not_run:
+        say(f"not run: {left.target}: {left.why} ({', '.join(left.files)})")
     if report.parity:
         say(f"parity on {report.parity.images} images: {report.parity.verdict}")
         for limit in report.parity.limits:
@@ -168,13 +168,15 @@ def print_verify(report: VerifyReport) -> None:
     say(f"verdict: {report.verdict}")
 
 
-def print_results(results: list[dict[str, Any]], gate_at_build: str) -> None:
+def print_results(results: list[dict[str, Any]], gate_at_build: str, target: str, not_run: list[dict[str, str]]) -> None:
     rows = []
     for r in results:
         score = "" if r["router_score"] is None else f"{r['router_score']:.3f}"
         best = ", ".join(f"{label} {100 * p:.0f}%" for label, p in r["top"][1:])
         rows.append((r["image"], r["label"], f"{100 * r['probability']:.1f}%", r["branch"], score, f"{r['ms']:.1f}", best))
-    print_table(("image", "label", "probability", "branch", "router score", "ms", "then"), rows)
+    print_table(("image", "label", "probability", "branch", "router score", "ms", "then"), rows, f"target {target}")
+    for left in not_run:
+        say(f"note: {left['target']} is not used: {left['why']}")
     for r in results:
         for note in r["notes"]:
             say(f"note: {r['image']}: {note}")

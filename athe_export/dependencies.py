@@ -26,10 +26,11 @@ class Job:
         return f'pip install "athe-export[{self.extra}]"'
 
 
+LITERT_JOB = "run and verify bundles with LiteRT"
 _ONNX_BUILD = ("onnx", "onnxruntime", "onnxsim", "onnxscript")
 _LITERT_BUILD = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
 JOBS = (
-    Job("run and verify bundles with LiteRT", ("ai_edge_litert|tflite_runtime",), "litert"),
+    Job(LITERT_JOB, ("ai_edge_litert|tflite_runtime",), "litert"),
     Job("run and verify bundles with ONNX Runtime", ("onnxruntime",), "onnx"),
     Job("build bundles", (*_ONNX_BUILD, *_LITERT_BUILD, "torch", "safetensors", "filelock"), "build"),
     Job("train checkpoints", ("torch", "safetensors"), "build"),

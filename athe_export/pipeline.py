@@ -196,7 +196,7 @@ def _gate(prepared: Prepared, staged: StagedBundle, manifest: Manifest, timer: _
         staged.add("reference.npz", "reference", expected.to_bytes(), optional=True)
     with timer.stage("parity"):
         staged.finish(manifest)
-        return run_gate(open_bundle(staged.folder), expected, prepared.dataset, manifest.targets, progress)
+        return run_gate(open_bundle(staged.folder), expected, prepared.dataset, manifest.systems, progress)
 
 
 def _finish(staged: StagedBundle, manifest: Manifest, report: ParityReport | None) -> Manifest:

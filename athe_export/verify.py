@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from athe_export.bundle.manifest import MANIFEST
+from athe_export.bundle.manifest import MANIFEST, Manifest
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.data.source import DATASETS, Dataset, Progress, no_progress, open_dataset
 from athe_export.errors import BundleIntegrityError, DatasetError, MissingDependency, UsageError
 from athe_export.parity.gate import FAIL, ParityReport, worst
 from athe_export.parity.reference import Reference, read_reference
 from athe_export.parity.run import run_gate
-from athe_export.runtime.golden import GoldenResult, check_golden
+from athe_export.runtime.golden import GoldenResult, NotRun, check_golden
 from athe_export.runtime.predictor import labels_of, preprocessing_of, remedy_for
 
 
@@ -23,7 +23,7 @@ class VerifyReport:
 
     gate_at_build: str
     golden: tuple[GoldenResult, ...]
-    not_run: dict[str, str]
+    not_run: tuple[NotRun, ...]
     parity: ParityReport | None
 
     @property
@@ -49,8 +49,8 @@ class VerifyReport:
         """What to do about `broken`."""
         if not all(g.passed for g in self.golden):
             return (
-                "install the versions in the manifest's tools; if this is an x86 processor without VNNI, 8-bit weights "
-                "saturate on it: build with targets.onnx.quantize.reduce_range: true"
+                "install the versions in the manifest's tools; if target onnx differs on an x86 processor without VNNI, "
+                "8-bit weights saturate on it: build with targets.onnx.quantize.reduce_range: true"
             )
         if self.verdict == FAIL:
             return "do not use this bundle here; build it again with sensitive layers float"
@@ -61,7 +61,7 @@ class VerifyReport:
             "verdict": self.verdict,
             "gate_at_build": self.gate_at_build,
             "golden": [vars(g) | {"passed": g.passed} for g in self.golden],
-            "not_run": [{"target": target, "why": why} for target, why in self.not_run.items()],
+            "not_run": [vars(n) | {"files": list(n.files)} for n in self.not_run],
             "parity": self.parity.to_json() if self.parity else None,
         }
 
@@ -81,12 +81,31 @@ def verify_bundle(
     check_preprocessing(bundle)
     golden, not_run = check_golden(bundle)
     if not golden:
-        said = "; ".join(f"{target}: {why}" for target, why in not_run.items())
-        raise MissingDependency(f"no target of the bundle can run here: {said}", where=str(path), remedy=remedy_for(not_run))
+        said = "; ".join(f"{n.target}: {n.why}" for n in not_run)
+        remedy = remedy_for(n.target for n in not_run)
+        raise MissingDependency(f"no target of the bundle can run here: {said}", where=str(path), remedy=remedy)
     parity = None
     if data_root is not None:
-        parity = _gate(bundle, tuple(dict.fromkeys(g.target for g in golden)), data_root, limit, progress)
+        parity = _gate(bundle, _opened(bundle.manifest, not_run), data_root, limit, progress)
     return VerifyReport(bundle.manifest.verdict, golden, not_run, parity)
+
+
+def _opened(manifest: Manifest, not_run: tuple[NotRun, ...]) -> tuple[tuple[str, str], ...]:
+    """The (target, precision) systems of which every graph could be opened.
+
+    Raises:
+        MissingDependency: there is none, so nothing can be gated.
+    """
+    closed = {file for n in not_run for file in n.files}
+    systems = tuple(s for s in manifest.systems if not any(g.file in closed for g in manifest.graphs_of(*s).values()))
+    if not systems:
+        raise MissingDependency(
+            "no target can be gated here, since graphs of each cannot be opened: "
+            + "; ".join(f"{n.target}: {n.why}" for n in not_run),
+            where=manifest.name,
+            remedy=remedy_for(n.target for n in not_run),
+        )
+    return systems
 
 
 def check_preprocessing(bundle: Bundle) -> None:
@@ -102,7 +121,9 @@ def check_preprocessing(bundle: Bundle) -> None:
         )
 
 
-def _gate(bundle: Bundle, targets: tuple[str, ...], data_root: Path, limit: int | None, progress: Progress) -> ParityReport:
+def _gate(
+    bundle: Bundle, systems: tuple[tuple[str, str], ...], data_root: Path, limit: int | None, progress: Progress
+) -> ParityReport:
     manifest = bundle.manifest
     reference, name = _reference(bundle), manifest.dataset["name"]
     if name not in DATASETS:
@@ -115,7 +136,7 @@ def _gate(bundle: Bundle, targets: tuple[str, ...], data_root: Path, limit: int 
             remedy="give the dataset that the bundle was gated on",
         )
     _require_in_split(bundle, reference, dataset)
-    return run_gate(bundle, reference.first(limit), dataset, targets, progress)
+    return run_gate(bundle, reference.first(limit), dataset, systems, progress)
 
 
 def _require_in_split(bundle: Bundle, reference: Reference, dataset: Dataset) -> None:

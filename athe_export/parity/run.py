@@ -16,9 +16,9 @@ from athe_export.runtime.routing import RouterPolicy
 
 
 def run_gate(
-    bundle: Bundle, reference: Reference, dataset: Dataset, targets: Iterable[str], progress: Progress
+    bundle: Bundle, reference: Reference, dataset: Dataset, systems: Iterable[tuple[str, str]], progress: Progress
 ) -> ParityReport:
-    """Holds every precision of `targets` against the reference, by the limits in the manifest.
+    """Holds every (target, precision) of `systems` against the reference, by the limits in the manifest.
 
     The same call gates a staged bundle where it is built and a copy of it on the device.
     """
@@ -26,8 +26,7 @@ def run_gate(
     policy = RouterPolicy(manifest.router.bounds["reference"]) if manifest.router else None
     answers = {
         manifest.system_name(target, precision): _answers(bundle, target, precision, reference, dataset, progress)
-        for target in targets
-        for precision in manifest.precisions(target)
+        for target, precision in systems
     }
     names = tuple(b.name for b in manifest.branches)
     limits = {f.name: manifest.gate["limits"][f.name] for f in dataclasses.fields(GateLimits)}  # newer ones pass by

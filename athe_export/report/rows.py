@@ -84,9 +84,9 @@ def delegated(graph: GraphEntry) -> str:
     if graph.xnnpack is None:
         return ""
     outside = graph.xnnpack["outside"]
-    return f"{graph.xnnpack['partitions']} partitions, {len(outside)} ops outside" + (
-        f": {', '.join(outside)}" if outside else ""
-    )
+    count = graph.xnnpack["partitions"]
+    words = f"{count} partition{'s' if count != 1 else ''}, {len(outside)} ops outside"
+    return words + (f": {', '.join(outside)}" if outside else "")
 
 
 def percent(value: float | None) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.bundle.manifest import Manifest
+from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import Bundle
-from athe_export.errors import BundleIntegrityError
+from athe_export.errors import BundleIntegrityError, EnvironmentFailure, MissingDependency
 from athe_export.preprocessing import Pixels
 from athe_export.runtime.predictor import open_session, preprocessing_of, unavailable
 from athe_export.runtime.routing import RouterPolicy
@@ -47,15 +47,25 @@ def key(target: str, role: str, precision: str) -> str:
     return f"{target}/{role}/{precision}"
 
 
-def golden_outputs(bundle: Bundle, target: str, images: list[Pixels]) -> dict[str, npt.NDArray[np.float32]]:
-    """Outputs of every graph of a target on source images, keyed as stored, [n, ...]."""
-    outputs = {}
-    preprocessing = preprocessing_of(bundle.manifest)
-    for entry in (g for g in bundle.manifest.graphs if g.target == target):
-        session, size = open_session(bundle, entry), entry.inputs[0].shape[-1]
-        rows = [session.run(preprocessing.tensor(image, size)).reshape(-1) for image in images]
-        outputs[key(target, entry.role, entry.precision)] = np.stack(rows)
-    return outputs
+@dataclass(frozen=True)
+class NotRun:
+    """Graph files of a target that could not be opened here, and why."""
+
+    target: str
+    why: str
+    files: tuple[str, ...]
+
+
+def graph_outputs(bundle: Bundle, entry: GraphEntry, images: list[Pixels]) -> npt.NDArray[np.float32]:
+    """A graph's outputs on source images, [n, ...].
+
+    Raises:
+        MissingDependency, EnvironmentFailure: it cannot be opened here.
+        BundleIntegrityError: it can be opened nowhere.
+    """
+    preprocessing, size = preprocessing_of(bundle.manifest), entry.inputs[0].shape[-1]
+    session = open_session(bundle, entry)
+    return np.stack([session.run(preprocessing.tensor(image, size)).reshape(-1) for image in images])
 
 
 def tolerances(outputs: dict[str, npt.NDArray[np.float32]]) -> dict[str, float]:
@@ -115,23 +125,28 @@ def read_golden(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def check_golden(bundle: Bundle) -> tuple[tuple[GoldenResult, ...], dict[str, str]]:
-    """Runs every graph that can run here on the golden images.
+def check_golden(bundle: Bundle) -> tuple[tuple[GoldenResult, ...], tuple[NotRun, ...]]:
+    """Runs every graph that can be opened here on the golden images.
 
     Returns:
-        Results, and the targets that were not run with the reason.
+        Results, and the graphs that were not run with the reason: no graph is in both.
     """
     stored = read_golden(bundle)
-    images = list(stored["images"])
-    targets = bundle.manifest.targets
-    missing = dict(unavailable(targets))
+    images, missing = list(stored["images"]), unavailable(bundle.manifest.targets)
     results: list[GoldenResult] = []
-    for target in targets:
-        if target in missing:
-            continue
-        for name, found in golden_outputs(bundle, target, images).items():
-            results.append(_compare(bundle.manifest, name, stored[name], found))
-    return tuple(results), missing
+    left: dict[tuple[str, str], list[str]] = {}
+    for entry in bundle.manifest.graphs:
+        why = missing.get(entry.target)
+        try:
+            if why is None:
+                found = graph_outputs(bundle, entry, images)
+                name = key(entry.target, entry.role, entry.precision)
+                results.append(_compare(bundle.manifest, name, stored[name], found))
+                continue
+        except (MissingDependency, EnvironmentFailure) as err:
+            why = f"{err.what}; {err.remedy}"
+        left.setdefault((entry.target, why), []).append(entry.file)
+    return tuple(results), tuple(NotRun(target, why, tuple(files)) for (target, why), files in left.items())
 
 
 def _compare(

@@ -52,8 +52,9 @@ class LitertSession:
         threads: of XNNPACK.
 
     Raises:
-        MissingDependency: no LiteRT runtime is installed, or it cannot create an interpreter here.
-        BundleIntegrityError: not a TFLite graph, or the runtime is too old for one of its ops.
+        MissingDependency: no LiteRT runtime is installed, it cannot create an interpreter here, or it is too old for
+            one of the graph's ops.
+        BundleIntegrityError: not a TFLite graph.
         EnvironmentFailure: this runtime has no XNNPACK.
     """
 
@@ -156,11 +157,11 @@ def _interpreter_class() -> tuple[str, Any]:
     return name, interpreter
 
 
-def _unusable(engine: str, said: str) -> BundleIntegrityError:
+def _unusable(engine: str, said: str) -> BundleIntegrityError | MissingDependency:
     op = _UNKNOWN_OP.search(said)
     if op is not None:
         version = f" version {op[2]}" if op[2] else ""
-        return BundleIntegrityError(
+        return MissingDependency(
             f"{engine} is too old for this graph: it does not know op {op[1]}{version}",
             where="target litert",
             remedy=f"install the version in the manifest's tools ({REMEDY}), or use --target onnx where the bundle has it",

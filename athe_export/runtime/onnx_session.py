@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,6 +12,7 @@ from athe_export.errors import BundleIntegrityError, MissingDependency, UsageErr
 from athe_export.preprocessing import Tensor
 
 REMEDY = 'pip install "athe-export[onnx]"'
+_TOO_OLD = re.compile(r"opset \d+ is under development|[Uu]nsupported model IR version|is not a registered function/op")
 
 
 def onnxruntime_available() -> bool:
@@ -24,8 +27,8 @@ class OnnxSession:
         threads: intra-op threads.
 
     Raises:
-        MissingDependency: onnxruntime is not installed, or broken.
-        BundleIntegrityError: ONNX Runtime cannot load the graph.
+        MissingDependency: onnxruntime is not installed, broken, or too old for the graph's opset.
+        BundleIntegrityError: not an ONNX graph.
     """
 
     def __init__(self, model: bytes, threads: int = 1) -> None:
@@ -40,8 +43,11 @@ class OnnxSession:
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as err:  # onnxruntime raises pybind types of its own
-            raise BundleIntegrityError(
-                f"ONNX Runtime {ort.__version__} cannot load the graph: {str(err).splitlines()[0]}",
+            said = str(err).splitlines()[0]
+            kind = MissingDependency if _TOO_OLD.search(said) else BundleIntegrityError
+            raise kind(
+                f"ONNX Runtime {ort.__version__} cannot load the graph: {said}",
+                where="target onnx",
                 remedy="upgrade onnxruntime to the version in the manifest's tools, or build the bundle again",
             ) from err
         self._input = self._session.get_inputs()[0]

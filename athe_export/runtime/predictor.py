@@ -107,11 +107,14 @@ class RoutedGraphs:
 
 
 class Predictor:
-    """Classifies images with a bundle; needs numpy, Pillow and one engine."""
+    """Classifies images with a bundle; needs numpy, Pillow and one engine.
+
+    `target` is the one in use, `passed_over` faster ones of the bundle that cannot run here, with the reason.
+    """
 
     def __init__(self, bundle: Bundle, target: str = "auto", precision: str = "auto", threads: int = 1) -> None:
         self.bundle = bundle
-        self.target = resolve_target(bundle.manifest, target)
+        self.target, self.passed_over = resolve_target(bundle.manifest, target)
         self.preprocessing = preprocessing_of(bundle.manifest)
         self.graphs = RoutedGraphs(bundle, self.target, precision, threads)
         self.labels = labels_of(bundle)
@@ -171,8 +174,11 @@ def labels_of(bundle: Bundle) -> tuple[str, ...]:
     return labels
 
 
-def resolve_target(manifest: Manifest, target: str) -> str:
-    """The target to run: the one asked for, or of those in the bundle the fastest whose engine is installed here.
+def resolve_target(manifest: Manifest, target: str) -> tuple[str, Mapping[str, str]]:
+    """The target to run: the one asked for, or of those in the bundle the fastest whose engine works here.
+
+    Returns:
+        The target, and those that would have come first with the reason why they cannot run.
 
     Raises:
         UsageError: the bundle has no such target.
@@ -185,7 +191,7 @@ def resolve_target(manifest: Manifest, target: str) -> str:
     why = unavailable(wanted)
     for name in wanted:
         if name not in why:
-            return name
+            return name, {t: why[t] for t in wanted[: wanted.index(name)]}
     said = "; ".join(f"{name} cannot run: {why[name]}" for name in wanted)
     raise MissingDependency(said, where="this environment", remedy=remedy_for(wanted))
 

@@ -50,7 +50,7 @@ def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Tens
         job.update_quantization_recipe(".*", _kind(end), algorithm_key=AlgorithmName.NO_QUANTIZE)
     for layer in keep:
         for kind in _LAYERS:
-            job.update_quantization_recipe(f"^{re.escape(layer)};?$", _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
+            job.update_quantization_recipe(f"^{re.escape(layer)}$", _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
     with _quiet():
         ranges = _ranges(graph, job, images) if job.need_calibration else None
         result = job.quantize(ranges, enable_progress_report=False)
@@ -67,12 +67,14 @@ def require_delegation(before: LitertGraph, after: LitertGraph) -> None:
     if int8.partitions <= fp32.partitions:
         return
     fresh = [op for op in int8.outside if op not in fp32.outside] or list(int8.outside)
-    layer = fresh[0].split(" ", 1)[1].rstrip(";")
+    layers = [op.name for op in before.ops if op.has_weight]
+    named = next((layer for op in fresh for layer in layers if op.split(" ", 1)[1].startswith(layer)), None)
+    glob = named or ("router.*" if after.role == "router" else "*")
     raise ExportError(
         f"XNNPACK takes the int8 graph in {int8.partitions} partitions and the fp32 graph in {fp32.partitions}; "
         f"what it leaves out: {', '.join(fresh[:8])}",
         where=f"quantization of {after.role}",
-        remedy=f'keep it float: targets.litert.quantize.keep_float: ["{layer}"]',
+        remedy=f'keep it float: targets.litert.quantize.keep_float: ["{glob}"]',
     )
 
 
@@ -108,7 +110,7 @@ def _ranges(graph: LitertGraph, job: quantizer.Quantizer, images: Iterable[Tenso
 def _require_coverage(before: LitertGraph, after: LitertGraph, keep: list[str]) -> None:
     """Every layer that was asked to be int8 is, and none that was to stay float: nothing unnamed either way."""
     wanted = {op.name for op in before.ops if op.has_weight} - set(keep)
-    done = {op.name.rstrip(";") for op in after.ops if op.has_weight and op.is_int8}
+    done = {op.name for op in after.ops if op.has_weight and op.is_int8}
     if missing := sorted(wanted - done):
         raise ExportError(
             f"layers stayed float that were asked to be int8: {', '.join(missing[:8])}",
