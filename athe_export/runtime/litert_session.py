@@ -20,8 +20,17 @@ from athe_export.preprocessing import Tensor
 REMEDY = 'pip install "athe-export[litert]"'
 _ENGINES = (("ai_edge_litert", "ai_edge_litert.interpreter"), ("tflite_runtime", "tflite_runtime.interpreter"))
 _DELEGATE = "DELEGATE"
-_NO_MODEL = b"\0" * 32  # a healthy runtime refuses it with ValueError
-_UNKNOWN_OP = re.compile(r"(?:builtin opcode|builtin op(?:erator)?) '(\w+)'(?: version '(\d+)')?")
+# A model of one empty subgraph and one empty buffer. One that is refused would not do: tflite_runtime under numpy 2 says
+# so in good order, and fails only where it has an interpreter to return.
+_EMPTY_MODEL = bytes.fromhex(
+    "1800000054464c3300000e00140010000c000800000004000e000000100000001c0000005000000003000000010000000800000004000400"
+    "0400000001000000100000000c00140010000c00080004000c00000010000000100000001000000010000000000000000000000000000000"
+    "0000000000000000"
+)
+_UNKNOWN_OP = re.compile(
+    r"builtin op(?:code|erator)? '(?P<op>\w+)'(?: version '(?P<version>\d+)')?"
+    r"|unresolved custom op: (?P<custom>\w+)|builtin_code out of range: (?P<number>\d+)"
+)
 
 
 @dataclass(frozen=True)
@@ -145,9 +154,9 @@ def _interpreter_class() -> tuple[str, Any]:
         raise MissingDependency("no LiteRT runtime (ai_edge_litert) is installed", where="target litert", remedy=REMEDY)
     name, module = found
     try:
-        with native_stderr_muted(), contextlib.suppress(ValueError):
+        with native_stderr_muted():
             interpreter = importlib.import_module(module).Interpreter
-            interpreter(model_content=_NO_MODEL)
+            interpreter(model_content=_EMPTY_MODEL)
     except Exception as err:  # SystemError, AttributeError or ImportError, by the versions that clash
         raise MissingDependency(
             f"{name} is installed and cannot create an interpreter under numpy {np.__version__}: {_first_line(err)}",
@@ -160,9 +169,10 @@ def _interpreter_class() -> tuple[str, Any]:
 def _unusable(engine: str, said: str) -> BundleIntegrityError | MissingDependency:
     op = _UNKNOWN_OP.search(said)
     if op is not None:
-        version = f" version {op[2]}" if op[2] else ""
+        name = op["op"] or op["custom"] or f"number {op['number']}"
+        version = f" version {op['version']}" if op["version"] else ""
         return MissingDependency(
-            f"{engine} is too old for this graph: it does not know op {op[1]}{version}",
+            f"{engine} is too old for this graph: it does not know op {name}{version}",
             where="target litert",
             remedy=f"install the version in the manifest's tools ({REMEDY}), or use --target onnx where the bundle has it",
         )
