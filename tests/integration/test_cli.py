@@ -153,8 +153,13 @@ def test_the_schema_is_one_json_document_that_names_the_recipes_keys() -> None:
 def test_doctor_names_every_package_and_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ATHE_DATA_ROOT", str(tmp_path))
     document = cli("doctor", "--json").document
-    assert document["packages"]["onnxruntime"] and document["packages"]["torch"]
-    assert {j["job"] for j in document["jobs"]} == {"run and verify bundles", "build bundles", "train checkpoints"}
+    assert all(document["packages"][name] for name in ("onnxruntime", "ai_edge_litert", "litert_torch", "torch"))
+    assert {j["job"] for j in document["jobs"]} == {
+        "run and verify bundles with LiteRT",
+        "run and verify bundles with ONNX Runtime",
+        "build bundles",
+        "train checkpoints",
+    }
     assert (document["data_root"], document["cifar100"]) == (str(tmp_path), False)
     (tmp_path / "cifar-100-python").mkdir()
     for name in ("train", "test", "meta"):

@@ -191,7 +191,7 @@ def test_a_build_says_each_stage_as_it_begins(untrained: tuple[dict[str, Any], s
     document, said, _ = untrained
     stages = [s["name"] for s in document["stages"]]
     assert [line for line in said.splitlines() if not line.startswith(" ")] == stages
-    assert {"data", "checkpoint", "export complex", "quantize complex", "golden", "verify"} <= set(stages)
+    assert {"data", "checkpoint", "onnx: export complex", "onnx: quantize complex", "golden", "verify"} <= set(stages)
     assert all(s["seconds"] >= 0 for s in document["stages"])
 
 

@@ -13,7 +13,10 @@ from athe_export.data.shapes import Shapes
 from athe_export.dependencies import JOBS, installed, require
 from tests.tools import Outcome, blocked_python, command, error_of, python, require_one_message
 
-BUILD_ONLY = ("torch", "onnx", "onnxsim", "onnxscript", "onnx_ir", "safetensors", "filelock")
+BUILD_ONLY = (
+    *("torch", "torchao", "onnx", "onnxsim", "onnxscript", "onnx_ir", "safetensors", "filelock"),
+    *("litert_torch", "litert_converter", "ai_edge_quantizer", "flatbuffers", "jax"),
+)
 INTERFACE = ("typer", "rich", "yaml", "platformdirs")
 
 
@@ -130,12 +133,13 @@ def test_an_engine_that_is_installed_but_broken_is_said(built: Path, photo: Path
 def test_doctor_names_what_is_missing_and_the_command_that_mends_it() -> None:
     document = command("doctor", "--json", blocked=["torch", "onnxruntime"]).document
     jobs = {j["job"]: j for j in document["jobs"]}
-    assert jobs["run and verify bundles"] == {
-        "job": "run and verify bundles",
+    assert jobs["run and verify bundles with ONNX Runtime"] == {
+        "job": "run and verify bundles with ONNX Runtime",
         "ready": False,
         "missing": ["onnxruntime"],
         "remedy": 'pip install "athe-export[onnx]"',
     }
+    assert jobs["run and verify bundles with LiteRT"]["ready"]
     assert "torch" in jobs["build bundles"]["missing"]
     assert all(j["ready"] for j in command("doctor", "--json").document["jobs"])
 
@@ -161,4 +165,4 @@ except MissingDependency as error:
     print(error.what, "|", error.remedy)
 """
     said = blocked_python(code, ["torch", "onnxsim"]).stdout
-    assert "torch, onnxsim" in said and 'pip install "athe-export[build]"' in said
+    assert "onnxsim, torch" in said and 'pip install "athe-export[build]"' in said

@@ -269,13 +269,15 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_a_bundle_for_an_engine_that_is_not_here_is_not_passed(bundle: Path) -> None:
     def rename_target(manifest: dict[str, Any]) -> None:
-        manifest["router"]["bounds"]["litert"] = manifest["router"]["bounds"]["onnx"]
+        manifest["router"]["bounds"]["tensorrt"] = manifest["router"]["bounds"]["onnx"]
         for graph in manifest["graphs"]:
-            graph["target"] = "litert"
+            graph["target"] = "tensorrt"
 
     edit_manifest(bundle, rename_target)
-    edit_arrays(bundle, "golden.npz", lambda a: a.update({k.replace("onnx", "litert"): v for k, v in a.items()}))
-    assert "no target of the bundle can run here" in refused(6, "missing_dependency", "verify", bundle)["message"]
+    edit_arrays(bundle, "golden.npz", lambda a: a.update({k.replace("onnx", "tensorrt"): v for k, v in a.items()}))
+    error = refused(6, "missing_dependency", "verify", bundle)
+    assert "no target of the bundle can run here" in error["message"] and "no runtime for tensorrt" in error["message"]
+    assert "install the athe-export that wrote the bundle" in error["remedy"]
 
 
 def test_without_onnxruntime_verify_says_what_to_install(built: Path) -> None:

@@ -44,9 +44,14 @@ def make_reference(images: int = 4000, branches: int = 2) -> Reference:
 
 
 def perfect(reference: Reference, policy: RouterPolicy | None = POLICY) -> TargetAnswers:
-    """A target that routes and answers exactly as the reference."""
+    """A target that routes as the reference and gives its logits."""
     routed = reference.routed(policy)
-    return TargetAnswers(routed, reference.answers()[routed, np.arange(len(routed))])
+    return TargetAnswers(routed, reference.logits[routed, np.arange(len(routed))].astype(np.float32))
+
+
+def answering(branch: npt.NDArray[np.int64], answer: npt.NDArray[np.int64]) -> TargetAnswers:
+    """A target that takes these branches and gives these classes."""
+    return TargetAnswers(branch, 5 * np.eye(CLASSES, dtype=np.float32)[answer])
 
 
 def verdicts(report: ParityReport) -> dict[str, str]:
@@ -76,7 +81,7 @@ def test_a_target_that_answers_as_the_reference_passes_every_limit() -> None:
 def test_shifted_labels_fail_accuracy_and_agreement_and_not_the_router() -> None:
     reference = make_reference()
     sound = perfect(reference)
-    report = gate(reference, TargetAnswers(sound.branch, (sound.answer + 1) % CLASSES))
+    report = gate(reference, answering(sound.branch, (sound.answer + 1) % CLASSES))
     assert verdicts(report) == {"onnx.max_top1_drop_pp": FAIL, "onnx.min_agreement": FAIL, "onnx.min_router_agreement": PASS}
     assert report.verdict == FAIL
     assert report.targets["onnx"]["agreement"] == 0
@@ -85,7 +90,7 @@ def test_shifted_labels_fail_accuracy_and_agreement_and_not_the_router() -> None
 def test_swapped_branches_fail_the_router_and_agreement() -> None:
     reference = make_reference()
     swapped = 1 - reference.routed(POLICY)
-    found = TargetAnswers(swapped, reference.answers()[swapped, np.arange(len(swapped))])
+    found = answering(swapped, reference.answers()[swapped, np.arange(len(swapped))])
     report = gate(reference, found)
     assert verdicts(report)["onnx.min_router_agreement"] == FAIL
     assert verdicts(report)["onnx.min_agreement"] == FAIL
@@ -98,7 +103,7 @@ def test_router_flips_alone_fail_the_router_alone() -> None:
     sound = perfect(reference)
     flipped = sound.branch.copy()
     flipped[::40] = 1 - flipped[::40]
-    report = gate(reference, TargetAnswers(flipped, sound.answer))
+    report = gate(reference, answering(flipped, sound.answer))
     assert verdicts(report) == {"onnx.max_top1_drop_pp": PASS, "onnx.min_agreement": PASS, "onnx.min_router_agreement": FAIL}
     assert report.verdict == FAIL
     assert report.targets["onnx"]["router_flips"] == 100
@@ -108,7 +113,7 @@ def test_a_fault_of_one_branch_shows_in_that_branchs_row() -> None:
     reference = make_reference()
     sound = perfect(reference)
     broken = np.where(sound.branch == 1, (sound.answer + 3) % CLASSES, sound.answer)
-    rows = gate(reference, TargetAnswers(sound.branch, broken)).targets["onnx"]["branches"]
+    rows = gate(reference, answering(sound.branch, broken)).targets["onnx"]["branches"]
     assert (rows["simple"]["agreement"], rows["simple"]["drop_pp"]) == (1, 0)
     assert rows["complex"]["agreement"] == 0
     assert rows["complex"]["drop_pp"] > 50
@@ -121,7 +126,7 @@ def test_a_ruined_branch_fails_however_rarely_it_is_used() -> None:
     policy = RouterPolicy((float(np.sort(reference.scores)[-31]),))
     sound = perfect(reference, policy)
     ruined = np.where(sound.branch == 1, (sound.answer + 1) % CLASSES, sound.answer)
-    report = judge(reference, policy, {"onnx": TargetAnswers(sound.branch, ruined)}, NAMES, LIMITS)
+    report = judge(reference, policy, {"onnx": answering(sound.branch, ruined)}, NAMES, LIMITS)
     assert set(verdicts(report).values()) <= {PASS, INCONCLUSIVE}
     assert branch_verdicts(report) == {
         "onnx.simple.max_top1_drop_pp": PASS,
@@ -149,7 +154,7 @@ def test_a_drop_is_counted_on_the_same_images() -> None:
     answer = sound.answer.copy()
     answer[right] = (answer[right] + 1) % CLASSES
     answer[wrong] = reference.labels[wrong]
-    measured = gate(reference, TargetAnswers(sound.branch, answer)).targets["onnx"]
+    measured = gate(reference, answering(sound.branch, answer)).targets["onnx"]
     assert measured["drop_pp"] == pytest.approx(0)
     assert measured["agreement"] == pytest.approx(1 - 120 / 4000)
 
@@ -163,7 +168,7 @@ def test_few_images_are_inconclusive_however_well_they_agree() -> None:
 def test_a_fault_beside_an_undecided_limit_fails() -> None:
     reference = make_reference(20)
     sound = perfect(reference)
-    report = gate(reference, TargetAnswers(1 - sound.branch, sound.answer))
+    report = gate(reference, answering(1 - sound.branch, sound.answer))
     assert set(verdicts(report).values()) == {FAIL, INCONCLUSIVE}
     assert report.verdict == FAIL
 
@@ -185,7 +190,7 @@ def test_fail_outranks_inconclusive_outranks_pass(found: list[str], expected: st
 def test_one_failing_target_fails_the_gate() -> None:
     reference = make_reference()
     sound = perfect(reference)
-    shifted = TargetAnswers(sound.branch, (sound.answer + 1) % CLASSES)
+    shifted = answering(sound.branch, (sound.answer + 1) % CLASSES)
     report = judge(reference, POLICY, {"onnx": sound, "other": shifted}, NAMES, LIMITS)
     assert report.verdict == FAIL
     assert {name for name, verdict in verdicts(report).items() if verdict == FAIL} == {
@@ -217,7 +222,7 @@ def test_a_limit_that_is_just_met_holds(limit: float, verdict: str) -> None:
     right = np.flatnonzero(sound.answer == reference.labels)[:5]  # 5 of 998 + 2
     answer = sound.answer.copy()
     answer[right] = (answer[right] + 1) % CLASSES
-    report = gate(reference, TargetAnswers(sound.branch, answer), GateLimits(limit, 0.9, 0.9, 0.5))
+    report = gate(reference, answering(sound.branch, answer), GateLimits(limit, 0.9, 0.9, 0.5))
     assert verdicts(report)["onnx.max_top1_drop_pp"] == verdict
 
 
@@ -231,7 +236,7 @@ def test_a_limit_says_whether_and_by_how_much_it_breaks() -> None:
 
 def test_the_report_is_plain_json_with_the_documented_fields() -> None:
     reference = make_reference(50)
-    everything_easy = TargetAnswers(np.zeros(50, np.int64), reference.answers()[0])
+    everything_easy = answering(np.zeros(50, np.int64), reference.answers()[0])
     content = json.loads(json.dumps(gate(reference, everything_easy).to_json(), allow_nan=False))
     assert {"images", "verdict", "reference", "targets", "limits"} <= content.keys()
     assert content["images"] == 50

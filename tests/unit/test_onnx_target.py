@@ -15,11 +15,13 @@ from athe_export.branches import BranchGraphSource, build_branch
 from athe_export.errors import CalibrationError, ExportError, RecipeError
 from athe_export.model.athe import AtheModel
 from athe_export.preprocessing import Tensor
-from athe_export.recipe import OnnxQuantizeSpec, OnnxTarget, load_recipe
+from athe_export.recipe import OnnxQuantizeSpec, OnnxTarget, Targets, load_recipe
 from athe_export.runtime.onnx_session import OnnxSession
-from athe_export.targets.onnx.export import export, require_equal
+from athe_export.targets.equality import require_equal
+from athe_export.targets.keep_float import require_layers
+from athe_export.targets.onnx.export import export
 from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
-from athe_export.targets.onnx.quantize import quantize, require_layers
+from athe_export.targets.onnx.quantize import quantize
 from athe_export.targets.onnx.simplify import simplify
 
 OPSET = next(f for f in dataclasses.fields(OnnxTarget) if f.name == "opset").metadata
@@ -48,7 +50,7 @@ def graph(source: BranchGraphSource, images: tuple[Tensor, ...]) -> OnnxGraph:
 def test_the_fp32_graph_is_torch_within_the_stated_error(
     graph: OnnxGraph, source: BranchGraphSource, images: tuple[Tensor, ...]
 ) -> None:
-    require_equal(graph, source, images, "test")
+    require_equal(OnnxSession(graph.content), source, images, "test")
     assert graph.inputs[0].shape == (1, 3, 32, 32) and graph.outputs[0].shape == (1, 100)
 
 
@@ -60,7 +62,7 @@ def test_a_graph_that_differs_from_torch_is_refused(
     head = next(i for i in changed.graph.initializer if i.name == "head.weight")
     head.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(head) * np.float32(1.01), "head.weight"))
     with pytest.raises(ExportError, match="differs from torch"):
-        require_equal(OnnxGraph("simple", "fp32", changed, 0), source, images, "test")
+        require_equal(OnnxSession(changed.SerializeToString()), source, images, "test")
 
 
 def test_layers_carry_their_torch_names(graph: OnnxGraph) -> None:
@@ -132,13 +134,17 @@ def test_keep_float_keeps_what_its_globs_name(graph: OnnxGraph, images: tuple[Te
 
 
 def test_a_keep_float_glob_without_a_match_is_refused(source: BranchGraphSource) -> None:
-    require_layers(("blocks.*.mlp.fc2", "patch_embed.proj", "head"), source.layers)
-    with pytest.raises(RecipeError, match=r"'blocks\.9\.\*' matches no layer"):
-        require_layers(("head", "blocks.9.*"), source.layers)
+    def check(*globs: str) -> None:
+        require_layers(Targets(onnx=OnnxTarget(quantize=OnnxQuantizeSpec(keep_float=globs))), {"simple": source.layers})
+
+    check("blocks.*.mlp.fc2", "patch_embed.proj", "head")
+    with pytest.raises(RecipeError, match=r"'blocks\.9\.\*' matches no layer") as error:
+        check("head", "blocks.9.*")
+    assert error.value.where == "targets.onnx.quantize.keep_float"
 
 
 def test_layers_that_globs_see_are_the_graphs_layers(graph: OnnxGraph, source: BranchGraphSource) -> None:
-    assert {node.name for node, _ in weighted_nodes(graph.model)} == set(source.layers)
+    assert [node.name for node, _ in weighted_nodes(graph.model)] == list(source.layers)
 
 
 def test_what_is_counted_as_int8_is_what_onnx_runtime_fuses(
@@ -221,5 +227,5 @@ def test_cls_attention_scores_need_no_trained_scorer(tiny: Callable[..., Path], 
     model.initialise(0)
     source = build_branch(model.eval(), model.recipe.branches[0])
     simplified = simplify(export(source, 20, images))
-    require_equal(simplified, source, images, "test")
+    require_equal(OnnxSession(simplified.content), source, images, "test")
     assert not any("scorers" in n.name for n in simplified.model.graph.node)
