@@ -48,9 +48,9 @@ def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Tens
     _configure(job, graph, spec)
     for end in ("INPUT", "OUTPUT"):  # whoever runs the graph deals in float32
         job.update_quantization_recipe(".*", _kind(end), algorithm_key=AlgorithmName.NO_QUANTIZE)
-    for layer in keep:
+    for layer in keep:  # the library ends each of an op's output names with a semicolon
         for kind in _LAYERS:
-            job.update_quantization_recipe(f"^{re.escape(layer)}$", _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
+            job.update_quantization_recipe(f"^{re.escape(layer)};$", _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
     with _quiet():
         ranges = _ranges(graph, job, images) if job.need_calibration else None
         result = job.quantize(ranges, enable_progress_report=False)
