@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 
@@ -44,7 +45,7 @@ def export(source: BranchGraphSource, opset: int, images: Iterable[Tensor]) -> O
             )
     except Exception as err:  # the exporter raises many kinds; all of them mean the same to the user
         raise ExportError(
-            f"torch cannot export it at opset {opset}: {str(err).splitlines()[0]}",
+            f"torch cannot export it at opset {opset}: {_reason(err)}",
             where=source.role,
             remedy="try targets.onnx.opset: 20; if that fails too, please report it with the recipe",
         ) from err
@@ -56,6 +57,14 @@ def export(source: BranchGraphSource, opset: int, images: Iterable[Tensor]) -> O
     graph = OnnxGraph(source.role, "fp32", model, count_mmacs(model))
     require_equal(OnnxSession(graph.content), source, images, "export")
     return graph
+
+
+def _reason(err: BaseException) -> str:
+    """First line of the innermost cause, which names the op; the outer ones only say that the export failed."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    said = str(err).strip().splitlines() or [type(err).__name__]
+    return re.sub(r"\x1b\[[0-9;]*m", "", said[0])
 
 
 @contextlib.contextmanager
