@@ -16,11 +16,12 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# the wheel in a venv that has no torch: what a device gets. The quickstart is built first if it is not there.
+# the wheel in venvs that have one engine and no torch: what a device gets. The quickstart is built first if it is not there,
+# or older than its recipe.
 thin: .venv/.installed artifacts/bundles/quickstart/manifest.json
 	PYTHON=$(PYTHON) scripts/check_thin_install.sh artifacts/bundles/quickstart
 
-artifacts/bundles/quickstart/manifest.json:
+artifacts/bundles/quickstart/manifest.json: recipes/quickstart.yaml
 	$(MAKE) demo
 
 # The two variables pin the isolated environment in which pip builds this package: up to 25.2 pip reads the first there,

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# usage: [PYTHON=python3] check_thin_install.sh BUNDLE: builds the wheel, installs it with the onnx extra alone into a
-# fresh venv outside the checkout, shows that torch is absent, and uses the bundle and the shipped recipes there.
+# usage: [PYTHON=python3] check_thin_install.sh BUNDLE: builds the wheel, installs it with one engine's extra alone into a
+# fresh venv outside the checkout, for each engine in turn, shows that torch and the other engine are absent, and uses the
+# bundle, which has to hold both targets, and the shipped recipes there. Prints what each install takes in megabytes.
 set -euo pipefail
 if [ ! -f "${1:-}/manifest.json" ]; then
     echo "there is no bundle at '${1:-}': make demo builds artifacts/bundles/quickstart" >&2
@@ -8,36 +9,62 @@ if [ ! -f "${1:-}/manifest.json" ]; then
 fi
 bundle=$(realpath "$1")
 cd "$(dirname "$0")/.."
+constraints=$PWD/scripts/constraints.txt
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 .venv/bin/python -m build --wheel --no-isolation --outdir "$work" . >"$work/build.log" || { cat "$work/build.log"; exit 1; }
-"${PYTHON:-python3}" -m venv "$work/venv"
 wheel=$(ls "$work"/*.whl)
-"$work/venv/bin/python" -m pip install -q --disable-pip-version-check -c scripts/constraints.txt "$wheel[onnx]"
 cp -r "$bundle" "$work/bundle"
 cd "$work"
-if venv/bin/python -c 'import torch' 2>/dev/null; then
-    echo "torch is installed here: this is no thin install" >&2
-    exit 1
-fi
-echo "import torch fails, as it should; installed: $(du -sm venv | cut -f1) MB"
-venv/bin/athe-export verify bundle
-venv/bin/python - <<'PY'
+
+refused() { # what must end with code 6 and name the command that installs what is missing: refused COMMAND WORDS...
+    local command=$1 code=0
+    shift
+    "$@" 2>refusal || code=$?
+    cat refusal
+    if [ "$code" != 6 ] || ! grep -qF "$command" refusal; then
+        echo "'$*' must end with code 6 and '$command', not with code $code" >&2
+        exit 1
+    fi
+}
+
+thin() { # thin EXTRA MODULE OTHER_TARGET OTHER_MODULE
+    local extra=$1 module=$2 other=$3 absent=$4
+    echo "== $extra alone"
+    "${PYTHON:-python3}" -m venv "$extra"
+    "$extra/bin/python" -m pip install -q --disable-pip-version-check -c "$constraints" "$wheel[$extra]"
+    for name in torch "$absent"; do
+        if "$extra/bin/python" -c "import $name" 2>/dev/null; then
+            echo "$name is installed here: this is no thin install" >&2
+            exit 1
+        fi
+    done
+    "$extra/bin/python" -c "import $module"
+    echo "torch and $absent are absent, as they should be; installed: $(du -sm "$extra" | cut -f1) MB"
+    "$extra/bin/athe-export" verify bundle
+    "$extra/bin/athe-export" verify bundle --json >verify.json
+    "$extra/bin/python" - "$extra" "$other" <<'PY'
+import json
+import sys
+
 import numpy
 from PIL import Image
 
+found = json.load(open("verify.json"))
+ran, left = {g["target"] for g in found["golden"]}, {n["target"] for n in found["not_run"]}
+if (ran, left) != ({sys.argv[1]}, {sys.argv[2]}):
+    sys.exit(f"verify ran {ran} and left {left} out; with a bundle of both targets it must run {sys.argv[1]} and name {sys.argv[2]}")
 y, x = numpy.mgrid[0:240, 0:320]
 disc = (x - 170) ** 2 + (y - 120) ** 2 < 90**2
 Image.fromarray(numpy.where(disc[..., None], [230, 30, 30], [20, 30, 60]).astype("uint8")).save("photo.jpg")
 PY
-venv/bin/athe-export run bundle photo.jpg
-venv/bin/athe-export recipes list
-venv/bin/athe-export recipes copy quickstart .
-venv/bin/python -m athe_export.data.make_calibration shapes 32 mine.yaml
-code=0
-venv/bin/athe-export build recipes/quickstart.yaml 2>refusal || code=$?
-cat refusal
-if [ "$code" != 6 ] || ! grep -qF 'pip install "athe-export[build]"' refusal; then
-    echo "a build without torch must end with code 6 and the command that installs it, not with code $code" >&2
-    exit 1
-fi
+    "$extra/bin/athe-export" run bundle photo.jpg
+    refused "pip install \"athe-export[$other]\"" "$extra/bin/athe-export" run bundle photo.jpg --target "$other"
+    "$extra/bin/athe-export" recipes list
+    "$extra/bin/athe-export" recipes copy quickstart "copied-$extra"
+    "$extra/bin/python" -m athe_export.data.make_calibration shapes 32 "$extra.yaml"
+    refused 'pip install "athe-export[build]"' "$extra/bin/athe-export" build "copied-$extra/recipes/quickstart.yaml"
+}
+
+thin litert ai_edge_litert onnx onnxruntime
+thin onnx onnxruntime litert ai_edge_litert

@@ -1,10 +1,11 @@
 """What int8 gains on this machine: the graphs of a recipe's branches in fp32 and in each int8 scheme, side by side.
 
-python scripts/compare_int8_schemes.py RECIPE [--runs 200] [--dense] [--full-size]
+python scripts/compare_int8_schemes.py RECIPE [--target onnx|litert|both] [--runs 200] [--dense] [--full-size]
 
-Weights are random unless the recipe's checkpoint exists: speed does not depend on them. One thread, batch 1, variants
-interleaved in random order in one run; the table gives medians as ratios to the same branch in fp32. `every op` is ONNX
-Runtime's static quantization with its default op types.
+Weights are random unless the recipe's checkpoint exists: speed does not depend on them. One thread pinned to one core, batch
+1; all variants of a branch, of both targets, are interleaved in random order in one run. Printed are medians as ratios: to
+the same branch in fp32 of the same target, and of LiteRT to ONNX Runtime; and how XNNPACK shares out each TFLite graph.
+`every op` is what the library of each target quantizes when it is told of no choice of ops.
 """
 
 from __future__ import annotations
@@ -12,28 +13,41 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from ai_edge_quantizer import qtyping, quantizer
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from recipe_branches import recipe_branches
 
-from athe_export.branches import BranchGraphSource, build_branch
-from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
-from athe_export.recipe import BranchSpec, OnnxQuantizeSpec, load_recipe
+from athe_export.branches import BranchGraphSource
+from athe_export.preprocessing import Tensor
+from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec
+from athe_export.runtime.litert_session import LitertSession
 from athe_export.runtime.onnx_session import OnnxSession
-from athe_export.targets.onnx.export import export
+from athe_export.runtime.predictor import Session
+from athe_export.targets.litert.export import export as litert_export
+from athe_export.targets.litert.graph import LitertGraph
+from athe_export.targets.litert.quantize import quantize as litert_quantize
+from athe_export.targets.onnx.export import export as onnx_export
 from athe_export.targets.onnx.graph import OnnxGraph
-from athe_export.targets.onnx.quantize import quantize
+from athe_export.targets.onnx.quantize import quantize as onnx_quantize
 from athe_export.targets.onnx.simplify import simplify
+
+Key = tuple[str, str]  # target, variant
+STATIC, DYNAMIC, EVERY_OP = "static_wi8_ai8", "dynamic_wi8_afp32", "every op"
 
 
 class Images(CalibrationDataReader):
-    def __init__(self, images: list[np.ndarray]) -> None:
+    def __init__(self, images: list[Tensor]) -> None:
         self._images = iter(images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -41,8 +55,8 @@ class Images(CalibrationDataReader):
         return None if image is None else {"image": image}
 
 
-def every_op(graph: OnnxGraph, images: list[np.ndarray]) -> bytes:
-    """The library's own choice of ops, as a user who calls it without thinking gets it."""
+def onnx_every_op(graph: OnnxGraph, images: list[Tensor]) -> bytes:
+    """ONNX Runtime's own choice of ops, as a user who calls it without thinking gets it."""
     with tempfile.TemporaryDirectory() as name:
         source, result = Path(name) / "fp32.onnx", Path(name) / "int8.onnx"
         onnx.save(graph.model, source)
@@ -58,61 +72,93 @@ def every_op(graph: OnnxGraph, images: list[np.ndarray]) -> bytes:
         return result.read_bytes()
 
 
-def variants(source: BranchGraphSource, images: list[np.ndarray]) -> dict[str, OnnxSession]:
-    graph = simplify(export(source, 20, images[:1]))
-    static, dynamic = OnnxQuantizeSpec(), OnnxQuantizeSpec(scheme="dynamic_wi8_afp32")
+def litert_every_op(graph: LitertGraph, images: list[Tensor]) -> bytes:
+    """The same of ai-edge-quantizer; input and output stay float32, as in the other graphs."""
+    job = quantizer.Quantizer(graph.content)
+    job.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        job.update_quantization_recipe(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    (name,) = (s.signatureKey.decode() for s in job._float_model.signatureDefs)
+    ranges = job.calibrate({name: [{"image": image} for image in images]})
+    return bytes(job.quantize(ranges, enable_progress_report=False).quantized_model)
+
+
+def onnx_variants(source: BranchGraphSource, images: list[Tensor]) -> dict[str, Session]:
+    graph, static = simplify(onnx_export(source, 20, images[:1])), OnnxQuantizeSpec()
     models = {
-        "fp32": graph.model.SerializeToString(),
-        "static_wi8_ai8": quantize(graph, static, images).model.SerializeToString(),
-        "static_wi8_ai8, reduce_range": quantize(
-            graph, dataclasses.replace(static, reduce_range=True), images
-        ).model.SerializeToString(),
-        "dynamic_wi8_afp32": quantize(graph, dynamic, ()).model.SerializeToString(),
-        "every op": every_op(graph, images),
+        "fp32": graph.content,
+        STATIC: onnx_quantize(graph, static, images).content,
+        f"{STATIC}, reduce_range": onnx_quantize(graph, dataclasses.replace(static, reduce_range=True), images).content,
+        DYNAMIC: onnx_quantize(graph, OnnxQuantizeSpec(scheme=DYNAMIC), ()).content,
+        EVERY_OP: onnx_every_op(graph, images),
     }
     return {name: OnnxSession(model) for name, model in models.items()}
 
 
-def medians(sessions: dict[str, OnnxSession], image: np.ndarray, runs: int) -> dict[str, float]:
+def litert_variants(source: BranchGraphSource, images: list[Tensor]) -> dict[str, Session]:
+    graph = litert_export(source, images[:1])
+    models = {
+        "fp32": graph.content,
+        STATIC: litert_quantize(graph, LitertQuantizeSpec(scheme=STATIC), images).content,
+        DYNAMIC: litert_quantize(graph, LitertQuantizeSpec(scheme=DYNAMIC), ()).content,
+        EVERY_OP: litert_every_op(graph, images),
+    }
+    return {name: LitertSession(model) for name, model in models.items()}
+
+
+VARIANTS = {"onnx": onnx_variants, "litert": litert_variants}
+
+
+def medians(sessions: dict[Key, Session], image: Tensor, runs: int) -> dict[Key, float]:
     """Milliseconds, interleaved."""
-    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    taken: dict[Key, list[float]] = {key: [] for key in sessions}
     for _ in range(runs + 5):
         order = list(sessions)
         random.shuffle(order)
-        for name in order:
+        for key in order:
             start = time.perf_counter()
-            sessions[name].run(image)
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(times[5:]) for name, times in taken.items()}
+            sessions[key].run(image)
+            taken[key].append(1e3 * (time.perf_counter() - start))
+    return {key: statistics.median(times[5:]) for key, times in taken.items()}
+
+
+def compared(sessions: dict[Key, Session], image: Tensor, runs: int) -> dict[str, Any]:
+    """What is printed of one branch."""
+    ms = medians(sessions, image, runs)
+    result: dict[str, Any] = {}
+    for target in dict.fromkeys(target for target, _ in sessions):
+        own = {variant: t for (of, variant), t in ms.items() if of == target}
+        faster = {variant: round(own["fp32"] / t, 2) for variant, t in own.items()}
+        result[target] = {"fp32_ms": round(own["fp32"], 3), "speedup_over_fp32": faster}
+        parts = {v: s.delegation() for (of, v), s in sessions.items() if of == target and isinstance(s, LitertSession)}
+        if parts:
+            result[target]["xnnpack"] = {
+                v: {"partitions": d.partitions, "ops_outside": len(d.outside)} for v, d in parts.items()
+            }
+    both = [variant for target, variant in sessions if target == "litert" and ("onnx", variant) in sessions]
+    if both:
+        result["litert_over_onnx"] = {v: round(ms["onnx", v] / ms["litert", v], 2) for v in both}
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--target", choices=(*VARIANTS, "both"), default="both")
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--dense", action="store_true", help="the unpruned backbone too")
     parser.add_argument("--full-size", action="store_true", help="DeiT-Tiny/16 at 224 pixels in place of the recipe's model")
     args = parser.parse_args()
-    file = load_recipe(args.recipe)
-    recipe = file.recipe
-    weights = file.resolve(recipe.checkpoint.path) if recipe.checkpoint.path else None
-    if args.full_size:
-        tiny = dataclasses.replace(recipe.model, image_size=224, patch=16, dim=192, depth=12)
-        recipe, weights = dataclasses.replace(recipe, model=tiny), None
-    checkpoint = read_checkpoint(weights) if weights and weights.exists() else random_checkpoint(recipe, 0)
-    model, _ = build_model(recipe, checkpoint, str(weights))
-    model.head_rank = model.head_rank or (tuple(range(recipe.model.heads)),) * recipe.model.depth
-    size = recipe.model.image_size
-    images = [np.random.RandomState(i).randn(1, 3, size, size).astype(np.float32) for i in range(8)]
-    branches = list(recipe.branches)
-    if args.dense:
-        branches.append(BranchSpec("dense", recipe.model.heads))
-    result = {}
-    for branch in branches:
-        found = medians(variants(build_branch(model, branch), images), images[0], args.runs)
-        result[branch.name] = {name: round(found["fp32"] / ms, 2) for name, ms in found.items()}
-        result[branch.name]["fp32_ms"] = round(found["fp32"], 3)
-    print(json.dumps({"speedup_over_fp32": result, "runs": args.runs, "threads": 1}, indent=2))
+    targets = tuple(VARIANTS) if args.target == "both" else (args.target,)
+    sources, images = recipe_branches(args.recipe, args.full_size, args.dense)
+    core, result = min(os.sched_getaffinity(0)), {}
+    for source in sources:
+        sessions = {(target, name): s for target in targets for name, s in VARIANTS[target](source, images).items()}
+        everywhere = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {core})
+        result[source.role] = compared(sessions, images[0], args.runs)
+        os.sched_setaffinity(0, everywhere)
+    print(json.dumps({"branches": result, "runs": args.runs, "threads": 1}, indent=2))
 
 
 if __name__ == "__main__":
