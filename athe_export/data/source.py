@@ -53,7 +53,7 @@ def open_dataset(
     folder: Path | None = None,
     progress: Progress = no_progress,
 ) -> Dataset:
-    """Opens `cifar100` (downloaded to the user cache without a root), `folder` or `shapes`.
+    """Opens `cifar100` (official files or a packed one; downloaded to the user cache without a root), `folder`, `shapes`.
 
     Raises:
         DatasetError: files missing or corrupt, or no such dataset.
@@ -61,7 +61,10 @@ def open_dataset(
     """
     if name == "cifar100":
         from athe_export.data.cifar100 import Cifar100
+        from athe_export.data.packed import open_packed, packed_files
 
+        if data_root is not None and (files := packed_files(data_root)):
+            return open_packed(files)
         return Cifar100.open(data_root, progress)
     if name == "folder":
         from athe_export.data.folder import ImageFolder
