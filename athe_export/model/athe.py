@@ -12,7 +12,6 @@ from athe_export.model.deit import DeiT, HeadRank, PruneStage, Trace
 from athe_export.model.router import MobileNetV1Router
 from athe_export.recipe import BranchSpec, Recipe
 
-
 _SCORERS_OF = "of "
 
 

@@ -73,10 +73,12 @@ class Attention(nn.Module):
         """qkv weight, qkv bias and proj weight of the heads in `keep`; None: all."""
         if keep is None:
             return self.qkv.weight, self.qkv.bias, self.proj.weight
-        index = torch.tensor(keep, device=self.qkv.weight.device)
-        weight = self.qkv.weight.unflatten(0, (3, self.heads, self.head_dim))[:, index].flatten(0, 2)
-        bias = self.qkv.bias.unflatten(0, (3, self.heads, self.head_dim))[:, index].flatten()
-        return weight, bias, self.proj.weight.unflatten(1, (self.heads, self.head_dim))[:, index].flatten(1, 2)
+        # stacked, not indexed: an index would have to be copied to an accelerator in every block
+        weight = self.qkv.weight.unflatten(0, (3, self.heads, self.head_dim))
+        bias = self.qkv.bias.unflatten(0, (3, self.heads, self.head_dim))
+        proj = self.proj.weight.unflatten(1, (self.heads, self.head_dim))
+        weight, bias, proj = (torch.stack([part[:, head] for head in keep], 1) for part in (weight, bias, proj))
+        return weight.flatten(0, 2), bias.flatten(), proj.flatten(1, 2)
 
     def cut(self, keep: Sequence[int]) -> Attention:
         """A smaller attention that has only the heads in `keep`: their rows of qkv, their columns of proj."""

@@ -25,6 +25,10 @@ class Phase:
         """Whether it is the last of its kind."""
         return self.first + self.spec.epochs == self.group
 
+    def title(self, epoch: int) -> str:
+        """One of its epochs, counted over its kind: `dense 3/14`."""
+        return f"{self.kind} {self.first + epoch + 1}/{self.group}"
+
 
 def plan(spec: TrainSpec) -> tuple[Phase, ...]:
     """All phases in order; epochs of one kind share one cosine schedule."""

@@ -11,7 +11,7 @@ from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import TrainSpec
 from athe_export.runtime.routing import difficulty_target
 from athe_export.training.augment import crop_and_flip
-from athe_export.training.evaluate import branch_correct
+from athe_export.training.evaluate import BATCH, branch_correct
 from athe_export.training.images import ImageSet
 from athe_export.training.plan import generator_of
 
@@ -42,7 +42,7 @@ def views_of(images: ImageSet, spec: TrainSpec) -> ImageSet:
     views = [images.pixels]
     for view in range(1, spec.router_views):
         generator = generator_of(spec.seed, "view for the router", view)
-        views.append(crop_and_flip(images.pixels, spec.crop_padding, spec.flip, generator))
+        views += [crop_and_flip(pixels, spec.crop_padding, spec.flip, generator) for pixels, _ in images.batches(BATCH)]
     return ImageSet(torch.cat(views), images.labels.repeat(spec.router_views))
 
 

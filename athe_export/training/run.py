@@ -30,7 +30,8 @@ from athe_export.training.plan import Phase, generator_of, learning_rate, plan
 from athe_export.training.router_images import router_targets, views_of
 from athe_export.training.state import RunState, read_state, settings_digest, write_state
 
-SAVE_SECONDS = 40.0
+SAVE_SECONDS = 40.0  # between two states, within an epoch
+EPOCH_SAVE_SECONDS = 10.0  # the same at its end: looking at the held-out images can take minutes
 CHECK_STEPS = 50  # how often an accelerator is waited for, to see whether its losses are finite
 MEASURED_AT_ONCE = 1024  # router images between two chances to save or stop
 
@@ -93,14 +94,14 @@ class TrainingRun:
         Raises:
             CheckpointError, UsageError: the state is damaged, or of other settings.
         """
-        state = read_state(self.state, self.settings, self.device, self.report)
+        state = read_state(self.state, self.settings, self.report)
         load_tensors(self.model, state.tensors)
         if state.average is not None:
             self._average = WeightAverage(self.model, self.spec.ema)
             self._average.restore(state.average, state.updates)
         self.position, self._optimiser_state = state.position, state.optimiser
         self._loss, self.started_from = state.loss, state.started_from
-        self._targets = self._targets if state.targets is None else state.targets
+        self._targets = self._targets if state.targets is None else state.targets.to(self.device)
         self._seconds_before, self.commands = state.seconds, (*state.commands, *self.commands)
         self.report(f"resumed at phase {self.position[0] + 1}, epoch {self.position[1] + 1}, step {self.position[2]}")
 
@@ -134,7 +135,9 @@ class TrainingRun:
         else:
             objective = branch_objective(phase, self.model, self.corpus.train)
         self.model.backbone.stochastic_depth = 0.0 if phase.spec.light else self.spec.stochastic_depth
-        optimiser = torch.optim.AdamW(objective.parameters, phase.spec.lr, weight_decay=self.spec.weight_decay)
+        optimiser = torch.optim.AdamW(
+            objective.parameters, phase.spec.lr, weight_decay=self.spec.weight_decay, fused=self.device.type == "cuda"
+        )
         if self._optimiser_state:
             optimiser.load_state_dict(self._optimiser_state)
         self._optimiser_state = None
@@ -151,7 +154,7 @@ class TrainingRun:
     ) -> bool:
         phase, steps, seed = objective.phase, objective.steps, self.spec.seed
         order = torch.randperm(len(objective.images), generator=generator_of(seed, index, epoch, 0)).to(self.device)
-        meter = Meter(_title(phase, epoch), steps, steps * (phase.spec.epochs - epoch - 1), self.report, self.progress)
+        meter = Meter(phase.title(epoch), steps, steps * (phase.spec.epochs - epoch - 1), self.report, self.progress)
         self._train_mode(phase)
         for step in range(first_step, steps):
             rate = learning_rate(phase, epoch + step / steps, self.spec.warmup_epochs)
@@ -164,11 +167,10 @@ class TrainingRun:
             meter.step(step + 1, len(chosen), self._mean_loss())
             if self._time_to_stop(optimiser):
                 return False
-        if time.monotonic() - self._saved > SAVE_SECONDS / 4:  # looking at the held-out images can take minutes
-            self._save(optimiser)
+        self._save_unless_recent(optimiser)
         self._log_epoch(objective, epoch, optimiser.param_groups[0]["lr"], meter.speed)
         self.position, self._loss = (index, epoch + 1, 0), 0.0
-        self._save(optimiser)
+        self._save_unless_recent(optimiser)
         return True
 
     def _step(
@@ -229,12 +231,10 @@ class TrainingRun:
         return self._loss / checked if checked else None
 
     def _after_divergence(self) -> str:
+        lower = "lower the learning rates of train in the recipe and train"
         if not self.state.exists():
-            return "lower the learning rates of train in the recipe and train again"
-        return (
-            f"lower the learning rates of train in the recipe and train with --init {self.state}, the last good state, "
-            "and another --output"
-        )
+            return f"{lower} again"
+        return f"{lower} with --init {self.state}, the last good state, and another --output"
 
     def _rank_heads(self) -> None:
         size, images = self.model.recipe.model.image_size, self.corpus.calibration
@@ -263,6 +263,10 @@ class TrainingRun:
         if stop or now - self._saved > SAVE_SECONDS:
             self._save(optimiser)
         return stop
+
+    def _save_unless_recent(self, optimiser: torch.optim.Optimizer) -> None:
+        if time.monotonic() - self._saved > EPOCH_SAVE_SECONDS or not self.state.exists():
+            self._save(optimiser)
 
     def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
         self._check_losses()  # what is not finite is never saved
@@ -293,8 +297,4 @@ class TrainingRun:
         row |= {"loss": round(loss, 4), "images_per_second": round(speed), "minutes": round(self.seconds / 60, 1)}
         self.log.add(row | reached)
         shown = "  ".join(f"{name} {100 * value:.2f}%" for name, value in reached.items())
-        self.report(f"{_title(phase, epoch)}  loss {loss:.4f}  {shown}  {speed:.0f} images/s")
-
-
-def _title(phase: Phase, epoch: int) -> str:
-    return f"{phase.kind} {phase.first + epoch + 1}/{phase.group}"
+        self.report(f"{phase.title(epoch)}  loss {loss:.4f}  {shown}  {speed:.0f} images/s")

@@ -94,8 +94,8 @@ def remove_state(path: Path) -> None:
         old.unlink(missing_ok=True)
 
 
-def read_state(path: Path, settings: str, device: torch.device, report: Callable[[str], None]) -> RunState:
-    """The newest state that can be read; `report` is told where that is not the newest one.
+def read_state(path: Path, settings: str, report: Callable[[str], None]) -> RunState:
+    """The newest state that can be read, on the CPU; `report` is told where that is not the newest one.
 
     Raises:
         CheckpointError: neither can be read.
@@ -104,7 +104,7 @@ def read_state(path: Path, settings: str, device: torch.device, report: Callable
     problems = []
     for file in (path, _before(path)):
         try:
-            state = RunState(**torch.load(file, map_location=device, weights_only=True))
+            state = RunState(**torch.load(file, map_location="cpu", weights_only=True))
         except Exception as err:  # torch raises many kinds for a damaged file
             problems.append(f"{file.name}: {str(err).splitlines()[0] if str(err) else type(err).__name__}")
             continue

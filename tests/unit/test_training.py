@@ -90,12 +90,14 @@ def test_a_run_killed_at_any_moment_and_resumed_gives_bit_the_same_weights(
         torch.set_num_threads(1)
         import athe_export.data.shapes as shapes
         shapes.SIZES.update(holdout=40, test=40)
+        import athe_export.training.run as run
+        run.SAVE_SECONDS = run.EPOCH_SAVE_SECONDS = 0.1
         from athe_export.training.__main__ import main
         sys.exit(main())
     """)
     command = [sys.executable, "-c", program, str(recipe), "--output", str(tmp_path / "killed.safetensors")]
     kills = 0
-    for after, delay in (("dense 2/", 0.05), ("dense 9/", 0.17), ("dense 17/", 0.29), ("adaptive 1/", 0.0)):
+    for after, delay in (("dense 3/", 0.05), ("dense 9/", 0.17), ("dense 17/", 0.29), ("adaptive 1/", 0.0)):
         resumed = ["--resume"] if kills else []
         with subprocess.Popen([*command, *resumed], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -262,3 +264,12 @@ def test_metrics_say_what_the_weights_came_from(tiny: Callable[..., Path], tmp_p
     assert (metrics["command"], metrics["seed"], metrics["device"]) == ("typed", 0, "cpu")
     assert metrics["hardware"] and len(metrics["dataset_sha256"]) == len(metrics["calibration_sha256"]) == 64
     assert set(metrics["top1"]) == {"dense", "simple", "complex", "routed", "oracle", "random"}
+
+
+def test_compiled_blocks_train_the_same_model(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Without the minutes that compiling takes: torch is told to run what it would have compiled."""
+    file = load_recipe(tiny(train=EVERYTHING))
+    plain = train_recipe(file, output=tmp_path / "plain.safetensors", report=quiet)
+    with torch.compiler.set_stance("force_eager"):
+        compiled = train_recipe(file, output=tmp_path / "compiled.safetensors", compiled=True, report=quiet)
+    assert same(plain.path, compiled.path)
