@@ -63,8 +63,8 @@ def in_guest(land: Path, graph: Path, inputs: Path, folder: Path, seed: int) -> 
     """Counts of the marked inference, and its output."""
     counts, output = folder / "counts.jsonl", folder / "guest.npy"
     counts.unlink(missing_ok=True)
-    command = ["env", f"COUNTS={counts}", land / "pi", RUN_GRAPH, graph.resolve(), inputs, output, "--seed", str(seed)]
-    child = subprocess.run(command, capture_output=True, text=True)
+    command = ["env", f"COUNTS={counts}", land / "pi", RUN_GRAPH, graph.resolve(), inputs, output, "--seed", seed]
+    child = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if child.returncode:
         stop(7, f"{graph} does not run in the guest: {died(child)}")
     marks = [json.loads(line) for line in counts.read_text().splitlines()]
@@ -79,11 +79,12 @@ def in_guest(land: Path, graph: Path, inputs: Path, folder: Path, seed: int) -> 
 def on_this_machine(graph: Path, inputs: Path, folder: Path, seed: int) -> np.ndarray | str:
     """The output here, or why there is none."""
     output = folder / "here.npy"
-    command = ["env", "ORT_DISABLE_TELEMETRY=1", sys.executable, RUN_GRAPH, graph, inputs, output, "--seed", str(seed)]
-    child = subprocess.run(command, capture_output=True, text=True)
+    command = ["env", "ORT_DISABLE_TELEMETRY=1", sys.executable, RUN_GRAPH, graph, inputs, output, "--seed", seed]
+    child = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if child.returncode:
         return f"not compared: {died(child)}"
-    return np.load(output)
+    result: np.ndarray = np.load(output)
+    return result
 
 
 def compare(guest: np.ndarray, here: np.ndarray | str) -> str:

@@ -5,18 +5,20 @@ python scripts/pi/make_graphs.py RECIPE -o DIR [--target onnx|litert] [--branch 
 Files are named <branch>-<variant>.onnx and .tflite. Besides the recipe's branches there is `dense`, the unpruned backbone,
 and the router. All come from the project's own stages, but for one that it does not offer: `static_s8`, ONNX with s8
 activations in place of u8. The router's `static` is LiteRT's, with every op in int8; in ONNX it stays float. Weights are
-random unless the recipe's checkpoint exists, calibration images are noise: neither changes what a graph costs.
+random unless the recipe's checkpoint exists, and calibration images are noise.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from athe_export.branches import BranchGraphSource, build_branch, build_router
@@ -44,6 +46,7 @@ class Reader(CalibrationDataReader):
 
 def with_s8_activations(graph: OnnxGraph, images: Images) -> bytes:
     """The static scheme as targets/onnx/quantize.py applies it, but for the type of the activations."""
+    logging.disable(logging.WARNING)  # the quantizer advises steps that the project leaves out on purpose
     with tempfile.TemporaryDirectory() as name:
         source, result = Path(name) / "fp32.onnx", Path(name) / "int8.onnx"
         onnx.save(graph.model, source)
@@ -88,11 +91,17 @@ VARIANTS: dict[str, tuple[str, Callable[[BranchGraphSource, int, Images], Iterat
 
 
 def load_model(recipe_path: Path) -> AtheModel:
+    """The recipe's model. Where its weights are random, so are biases and scales: zeros and ones would be left out."""
     file = load_recipe(recipe_path)
     recipe = file.recipe
     weights = file.resolve(recipe.checkpoint.path) if recipe.checkpoint.path else None
     checkpoint = read_checkpoint(weights) if weights and weights.exists() else random_checkpoint(recipe, 0)
     model, _ = build_model(recipe, checkpoint, str(weights))
+    if not checkpoint.trained:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for tensor in (p for p in model.parameters() if p.ndim == 1):
+                tensor += torch.randn(tensor.shape, generator=generator) / 10
     model.head_rank = model.head_rank or (tuple(range(recipe.model.heads)),) * recipe.model.depth
     return model
 
