@@ -32,7 +32,7 @@ from athe_export.training.state import RunState, read_state, settings_digest, wr
 
 SAVE_SECONDS = 40.0  # between two states, within an epoch
 EPOCH_SAVE_SECONDS = 10.0  # the same at its end: looking at the held-out images can take minutes
-CHECK_STEPS = 50  # how often an accelerator is waited for, to see whether its losses are finite
+CHECK_STEPS = {"cpu": 1, "cuda": 50}  # after how many a device is waited for, to see whether its losses are finite
 MEASURED_AT_ONCE = 1024  # router images between two chances to save or stop
 
 
@@ -162,11 +162,12 @@ class TrainingRun:
             loss = self._step(objective, optimiser, rate, chosen, generator_of(seed, index, epoch, step + 1))
             self._unchecked.append((step, rate, loss))
             self.position = (index, epoch, step + 1)
-            if self.device.type == "cpu" or len(self._unchecked) == CHECK_STEPS:
+            if len(self._unchecked) >= CHECK_STEPS[self.device.type]:
                 self._check_losses()
             meter.step(step + 1, len(chosen), self._mean_loss())
             if self._time_to_stop(optimiser):
                 return False
+        self._check_losses()
         self._save_unless_recent(optimiser)
         self._log_epoch(objective, epoch, optimiser.param_groups[0]["lr"], meter.speed)
         self.position, self._loss = (index, epoch + 1, 0), 0.0
@@ -197,9 +198,8 @@ class TrainingRun:
         return loss.detach()
 
     def _train_mode(self, phase: Phase) -> None:
-        self.model.train(phase.kind != "router")
-        if phase.kind == "router" and self.model.router is not None:
-            self.model.router.train()
+        for name, part in self.model.named_children():
+            part.train((name == "router") == (phase.kind == "router"))
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Within it the model has the weights that would be kept."""

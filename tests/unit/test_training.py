@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
 import re
@@ -16,12 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from athe_export.errors import CheckpointError, TrainingError, UsageError
 from athe_export.recipe import load_recipe
 from athe_export.training.images import ImageSet
 from athe_export.training.plan import plan
+from athe_export.training.run import CHECK_STEPS
 from athe_export.training.train import train_recipe
 
 TRAIN: dict[str, Any] = {
@@ -185,13 +187,33 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_rate(tiny: Callable[
     wild = TRAIN | {"dense": [{"epochs": 30, "batch_size": 16, "lr": 1.0}], "warmup_epochs": 0}
     recipe = tiny(train=wild)
     start = tmp_path / "start.safetensors"
-    from safetensors.torch import save_file
-
     large = {"head.weight": torch.full((100, 24), 1e38), "norm.weight": torch.full((24,), 1e30)}
     save_file(large | {"patch_embed.proj.bias": torch.zeros(24)}, start)
     with pytest.raises(TrainingError, match=r"loss is .* in dense epoch 1, step 0, at learning rate 1\.00e\+00"):
         train_recipe(load_recipe(recipe), init=start, output=tmp_path / "a.safetensors", report=quiet)
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_losses_that_are_looked_at_now_and_then_change_neither_weights_nor_log_nor_what_a_bad_one_is_called(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, which is not waited for after each step."""
+    recipe = tiny(train=TRAIN | {"images": 80})
+    each = train_recipe(load_recipe(recipe), output=tmp_path / "each.safetensors", report=quiet)
+    monkeypatch.setitem(CHECK_STEPS, "cpu", 3)
+    some = train_recipe(load_recipe(recipe), output=tmp_path / "some.safetensors", report=quiet)
+    assert same(each.path, some.path)
+    assert losses_of(tmp_path / "each.run" / "log.csv") == losses_of(tmp_path / "some.run" / "log.csv")
+    start = tmp_path / "start.safetensors"
+    save_file({"patch_embed.proj.bias": torch.full((24,), 1e38)}, start)
+    with pytest.raises(TrainingError, match=r"loss is .* in dense epoch 1, step 0, at learning rate"):
+        train_recipe(load_recipe(recipe), init=start, output=tmp_path / "bad.safetensors", report=quiet)
+    assert not (tmp_path / "bad.run" / "state.pt").exists()
+
+
+def losses_of(log: Path) -> list[str]:
+    with log.open(newline="") as file:
+        return [row["loss"] for row in csv.DictReader(file)]
 
 
 def test_training_runs_on_a_machine_with_nothing_but_torch_numpy_safetensors_pyyaml_and_pillow(
