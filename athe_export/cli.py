@@ -45,8 +45,8 @@ app.add_typer(recipes_app, name="recipes")
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(help="Folder that holds cifar-100-python/; without it the set is downloaded to the user cache.",
-                 envvar="ATHE_DATA_ROOT"),
+    typer.Option(help="Folder that holds cifar-100-python/, or a packed file; without it the set is downloaded to the "
+                 "user cache.", envvar="ATHE_DATA_ROOT"),
 ]  # fmt: skip
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=False)]

@@ -128,6 +128,9 @@ def _check_train(r: Recipe, sound: _Sound) -> _Found:
         yield ("train", "adaptive"), "at least one phase is needed before the router's: it ranks the heads"
     if t.images is not None and t.router_images >= t.images:
         yield ("train", "router_images"), f"{t.router_images} of {t.images} images leaves none for the branches"
+    for i, branch in enumerate(r.branches or () if sound("branches") else ()):
+        if branch.name in ("dense", "routed", "oracle", "random"):
+            yield ("branches", i, "name"), f"{branch.name!r} is another path's name in what training reports; choose another"
     yield from _check_phases(r, sound)
 
 

@@ -83,6 +83,8 @@ def train_recipe(
     run = TrainingRun(model, corpus, preprocessing, folder, chosen, report, deadline, command, progress)
     if resume:
         run.resume()
+        if init is not None:
+            report(f"{init.name} is not read again: the run goes on from its own state")
     elif init is not None:
         started = transfer(model, init)
         run.started_from = {"file": started.name, "sha256": started.sha256}

@@ -200,6 +200,16 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(tiny: Callable[..., Path],
         load_recipe(tiny(train=TRAIN | train))
 
 
+@pytest.mark.parametrize("name", ["dense", "oracle"])
+def test_a_branch_that_would_be_mistaken_for_another_path_in_the_metrics_is_refused(
+    tiny: Callable[..., Path], name: str
+) -> None:
+    branches = [{"name": name, "heads": 1}, {"name": "complex", "heads": 3}]
+    load_recipe(tiny(branches=branches))  # where nothing is trained there is nothing to mistake
+    with pytest.raises(RecipeError, match=rf"branches\[0\]\.name: '{name}' is another path's name"):
+        load_recipe(tiny(branches=branches, train=TRAIN))
+
+
 def test_keys_left_at_their_defaults_do_not_change_the_settings_and_set_ones_do(tiny: Callable[..., Path]) -> None:
     plain = settings_digest(load_recipe(tiny(train=TRAIN)).recipe)
     defaults = {"ema": 0.0, "mixup": 0.0, "rank_epochs": 1, "trivial_augment": False, "router_images": 0}

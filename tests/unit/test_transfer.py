@@ -136,3 +136,17 @@ def test_training_starts_from_it_by_one_command(
     lines: list[str] = []
     result = train_recipe(file, init=start, output=tmp_path / "a.safetensors", report=lines.append)
     assert result.complete and "pos_embed: interpolated" in lines[0]
+
+
+def test_a_resumed_run_says_that_it_does_not_read_the_checkpoint_again(
+    tiny: Callable[..., Path], published: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("athe_export.data.shapes.SIZES", {"train": 30_000, "holdout": 20, "test": 20})
+    start = tmp_path / "imagenet.safetensors"
+    save_file(published, start)
+    file = load_recipe(tiny(train={"images": 16, "dense": [{"epochs": 1, "batch_size": 8}], "adaptive": []}))
+    lines: list[str] = []
+    for resume in (False, True):
+        output = tmp_path / "a.safetensors"
+        train_recipe(file, init=start, output=output, resume=resume, max_minutes=0, report=lines.append)
+    assert "imagenet.safetensors is not read again: the run goes on from its own state" in lines
