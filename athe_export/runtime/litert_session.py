@@ -65,10 +65,13 @@ class LitertSession:
             one of the graph's ops.
         BundleIntegrityError: not a TFLite graph.
         EnvironmentFailure: this runtime has no XNNPACK.
+        UsageError: less than one thread.
     """
 
     def __init__(self, model: bytes, threads: int = 1) -> None:
         engine, interpreter = _interpreter_class()
+        if threads < 1:
+            raise UsageError(f"{threads} threads cannot run a graph", where="threads", remedy="give 1 or more")
         try:
             with native_stderr_muted():
                 self._interpreter = interpreter(model_content=model, num_threads=threads)

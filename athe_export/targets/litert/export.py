@@ -65,27 +65,31 @@ def export(source: BranchGraphSource, images: Iterable[Tensor]) -> LitertGraph:
 def _named(content: bytes, source: BranchGraphSource) -> bytes:
     """The same graph with readable names: layers as in torch, one input `image`, one output as the source says."""
     model, found = unpack(content), LitertGraph(source.role, "fp32", content)
-    graph = model.subgraphs[0]
-    whole = re.compile(rf"\b{type(source.module).__name__}\b[/;]*")
-    for tensor in graph.tensors:
-        plain = _PACKAGE.sub("", tensor.name.decode())
-        tensor.name = (whole.sub("", plain).strip(";") or plain).encode()
+    graph, called = model.subgraphs[0], source.layers
+    if doubled := [name for name, count in Counter(called).items() if count > 1]:
+        raise ExportError(f"one name would stand for several layers: {', '.join(doubled[:8])}", where=source.role)
+    names: dict[int, str] = {}
     signature = model.signatureDefs[0]
     for side, name in ((signature.inputs, "image"), (signature.outputs, source.output)):
-        side[0].name = graph.tensors[side[0].tensorIndex].name = name.encode()
+        side[0].name, names[side[0].tensorIndex] = name.encode(), name
     weights = {source.layer_name(n): m.weight for n, m in source.module.named_modules() if hasattr(m, "weight")}
-    layers = [(name, weights[name].numel()) for name in source.layers]
+    layers = [(name, weights[name].numel()) for name in called]
     weighted = [(op, raw) for op, raw in zip(found.ops, graph.operators, strict=True) if op.has_weight]
     sizes = [math.prod(op.inputs[1].shape) for op, _ in weighted]
     if sizes != [values for _, values in layers]:
         raise ExportError(
             f"the graph's {len(sizes)} layers are not the {len(layers)} that torch runs, in their order", where=source.role
         )
-    for (name, _), (_, raw) in zip(layers, weighted, strict=True):
-        graph.tensors[raw.outputs[0]].name = name.encode()
-    names = Counter(t.name.decode() for t in graph.tensors)
-    if doubled := [name for name, count in names.items() if count > 1]:
-        raise ExportError(f"names in the graph are not unique: {', '.join(doubled[:8])}", where=source.role)
+    names |= {int(raw.outputs[0]): name for name, (_, raw) in zip(called, weighted, strict=True)}
+    whole = re.compile(rf"\b{type(source.module).__name__}\b[/;]*")
+    taken = {"image", source.output, *called}
+    for index, tensor in enumerate(graph.tensors):
+        plain = _PACKAGE.sub("", tensor.name.decode())
+        short = names.get(index) or whole.sub("", plain).strip(";") or plain
+        while index not in names and short in taken:
+            short += "'"
+        taken.add(short)
+        tensor.name = short.encode()
     return pack(model)
 
 
@@ -102,8 +106,14 @@ def _quiet() -> Iterator[None]:
     shown = os.environ.get(_PROGRESS)
     os.environ[_PROGRESS] = "no"
     logging.disable(logging.CRITICAL)
+    aside = io.StringIO()  # sys.stderr too: on a terminal it is not file descriptor 2 but Rich's
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), native_stderr_muted():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(aside),
+            contextlib.redirect_stderr(aside),
+            native_stderr_muted(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -10,10 +10,12 @@ import contextlib
 import io
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from ai_edge_quantizer import calibrator, qtyping, quantizer
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
@@ -104,6 +106,12 @@ def _ranges(graph: LitertGraph, job: quantizer.Quantizer, images: Iterable[Tenso
     if not fed:
         raise CalibrationError("static quantization has no calibration images", where="targets.litert.quantize")
     ranges: dict[str, Any] = found.get_model_qsvs()
+    if endless := [name for name, ends in ranges.items() if not all(np.isfinite(end).all() for end in ends.values())]:
+        raise CalibrationError(  # the runtime would crash on their scales
+            f"values that are not finite on the calibration images: {', '.join(endless[:8])}",
+            where=graph.role,
+            remedy="the checkpoint overflows on some images; give another one with --checkpoint",
+        )
     return ranges
 
 
@@ -123,10 +131,17 @@ def _require_coverage(before: LitertGraph, after: LitertGraph, keep: list[str]) 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The library prints its progress, and LiteRT each delegate."""
+    """The library prints its progress and advises on how it itself uses LiteRT, and LiteRT names each delegate."""
     logging.disable(logging.CRITICAL)
+    aside = io.StringIO()  # sys.stderr too: on a terminal it is not file descriptor 2 but Rich's
     try:
-        with contextlib.redirect_stdout(io.StringIO()), native_stderr_muted():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(aside),
+            contextlib.redirect_stderr(aside),
+            native_stderr_muted(),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(logging.NOTSET)
