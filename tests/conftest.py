@@ -7,14 +7,22 @@ import shutil
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import yaml
 
-from tests.tools import output_of
+from tests.tools import Outcome, command, output_of
+
+if TYPE_CHECKING:
+    from athe_export.branches import BranchGraphSource
+    from athe_export.model.athe import AtheModel
+    from athe_export.preprocessing import Tensor
+    from athe_export.recipe import Recipe
+    from athe_export.targets.litert.graph import LitertGraph
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +45,19 @@ TINY: dict[str, Any] = {
     "targets": {"onnx": {"opset": 20}},
     # random weights answer at random, so only plumbing can be asked for here; shipped recipes gate real accuracy
     "parity": {"max_top1_drop_pp": 50, "min_agreement": 0.2, "min_router_agreement": 0.9},
+}
+
+# every graph that there can be: each target in both precisions
+BOTH: dict[str, Any] = {
+    "onnx": {"opset": 20, "precisions": ["int8", "fp32"]},
+    "litert": {"precisions": ["int8", "fp32"]},
+}
+# LiteRT alone, the router float, two dense branches: what `BOTH` does not have, on a model as small as can be
+LITERT_ONLY: dict[str, Any] = {
+    "model": {"arch": "deit", "image_size": 32, "patch": 8, "dim": 16, "depth": 1, "heads": 2, "classes": 100},
+    "checkpoint": {"random_seed": 5},
+    "branches": [{"name": "simple", "heads": 1}, {"name": "complex", "heads": 2}],
+    "targets": {"litert": {"precisions": ["int8", "fp32"], "quantize": {"keep_float": ["router.*"]}}},
 }
 
 
@@ -93,8 +114,27 @@ def tiny_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    spread_scores(model, load_recipe(path).recipe, made.ids)
     save_checkpoint(folder / "tiny.safetensors", model, {})
     return folder
+
+
+def spread_scores(model: AtheModel, recipe: Recipe, ids: Iterable[int]) -> None:
+    """Makes the router tell images apart as a trained one does: of random weights it hardly does, and not at all in int8."""
+    import torch
+
+    from athe_export.data.shapes import Shapes
+    from athe_export.preprocessing import Preprocessing
+
+    preprocessing, shapes, router = Preprocessing(**vars(recipe.data.preprocessing)), Shapes(), model.router
+    assert router is not None and recipe.router is not None
+    size = recipe.router.image_size
+    images = [preprocessing.tensor(preprocessing.source(shapes.image("train", i)), size) for i in ids]
+    batch = torch.from_numpy(np.concatenate(images))
+    with torch.no_grad():
+        router.eval()
+        router.classifier.weight.mul_(2 / router.logit(batch).std())
+        router.classifier.bias.sub_(router.logit(batch).mean())
 
 
 @pytest.fixture
@@ -126,6 +166,74 @@ def bundle(built: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "bundle"
     shutil.copytree(built, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def built_both(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny recipe's bundle for both targets, all graphs in both precisions; copy it before changing it."""
+    from athe_export.pipeline import run_build
+    from athe_export.recipe import load_recipe
+
+    folder = tmp_path_factory.mktemp("both")
+    shutil.copytree(tiny_inputs, folder, dirs_exist_ok=True)
+    parity = {**TINY["parity"], "min_router_agreement": 0.8}  # a router of random weights suffers from int8
+    recipe = write_recipe(folder, TINY | {"targets": BOTH, "parity": parity})
+    run_build(load_recipe(recipe), folder / "bundle", SilentWatch())
+    return folder / "bundle"
+
+
+@pytest.fixture
+def bundle_both(built_both: Path, tmp_path: Path) -> Path:
+    """A private copy of the bundle for both targets."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(built_both, copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def litert_only(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A bundle without ONNX, and what the process that built it said."""
+    folder = tmp_path_factory.mktemp("litert")
+    (folder / "calibration.yaml").write_bytes((tiny_inputs / "calibration.yaml").read_bytes())
+    recipe = write_recipe(folder, TINY | LITERT_ONLY)
+    return folder / "bundle", command("build", recipe, "-o", folder / "bundle", "--json")
+
+
+@pytest.fixture(scope="session")
+def real_images(tiny_inputs: Path) -> tuple[Tensor, ...]:
+    """Images of the generated test split as the tiny model sees them, float32 [1, 3, 32, 32]."""
+    from athe_export.data.shapes import Shapes
+    from athe_export.preprocessing import Preprocessing
+    from athe_export.recipe import load_recipe
+
+    spec = load_recipe(tiny_inputs / "recipe.yaml").recipe.data.preprocessing
+    preprocessing, shapes = Preprocessing(**vars(spec)), Shapes()
+    return tuple(preprocessing.tensor(preprocessing.source(shapes.image("test", i)), 32) for i in range(24))
+
+
+@pytest.fixture(scope="session")
+def tiny_sources(tiny_inputs: Path, built_both: Path) -> dict[str, BranchGraphSource]:
+    """The modules that the tiny bundle's graphs were made from, by role."""
+    from athe_export.branches import graph_sources
+    from athe_export.bundle.reader import open_bundle
+    from athe_export.model.checkpoint import build_model, read_checkpoint
+    from athe_export.recipe import load_recipe
+
+    path = tiny_inputs / "tiny.safetensors"
+    model, _ = build_model(load_recipe(tiny_inputs / "recipe.yaml").recipe, read_checkpoint(path, None), str(path))
+    kept = next(b.head_indices for b in open_bundle(built_both).manifest.branches if b.name == "simple")
+    assert kept is not None  # measured in the build: the checkpoint has no rank
+    model.head_rank = tuple((*best, *sorted({0, 1, 2} - set(best))) for best in kept)
+    return {source.role: source for source in graph_sources(model.eval())}
+
+
+@pytest.fixture(scope="session")
+def litert_graphs(built_both: Path) -> dict[str, LitertGraph]:
+    """The tiny bundle's fp32 TFLite graphs by role, so that only its build converts them."""
+    from athe_export.targets.litert.graph import LitertGraph
+
+    roles = ("router", "simple", "complex")
+    return {r: LitertGraph(r, "fp32", (built_both / f"litert/{r}.fp32.tflite").read_bytes()) for r in roles}
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from athe_export.runtime.routing import RouterPolicy, difficulty_target, policy_for_drop, policy_for_share
+from athe_export.runtime.routing import RouterPolicy, difficulty_target, match_policy, policy_for_drop, policy_for_share
 
 Scores = npt.NDArray[np.float32]
 KINDS = ("spread", "tied", "saturated", "neighbours")
@@ -177,3 +179,67 @@ def test_bounds_fitted_on_the_learnt_target_lose_nothing() -> None:
     scores = difficulty_target(correct)
     policy = RouterPolicy((0.25, 0.75))
     assert top1(policy, scores, correct) == int(correct.any(1).sum())
+
+
+# another engine's scores
+
+
+def elsewhere(policy: RouterPolicy, scores: Scores, positions: npt.NDArray[np.int64]) -> int:
+    """Images that a policy sends to another branch than they were sent to."""
+    return int((policy.branches_of(scores) != positions).sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("branches", [2, 3, 4])
+@pytest.mark.parametrize(
+    "engine",
+    [lambda s: s, lambda s: 0.5 * s + 0.2, lambda s: s**3, lambda s: 1 / (1 + np.exp(4 - 9 * s))],
+    ids=["the same", "shifted and narrower", "bent", "squashed"],
+)
+def test_scores_in_the_same_order_are_routed_as_the_reference_routes(
+    seed: int, branches: int, engine: Callable[[Scores], Scores]
+) -> None:
+    scores = np.random.RandomState(seed).permutation(np.linspace(0.02, 0.98, 150)).astype(np.float32)
+    reference = policy_for_share(scores, 0.4, branches).branches_of(scores)
+    found = match_policy(engine(scores).astype(np.float32), reference, branches)
+    assert elsewhere(found, engine(scores).astype(np.float32), reference) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("branches", [2, 3])
+def test_no_other_bounds_send_fewer_images_elsewhere(kind: str, branches: int) -> None:
+    """Against every choice of ascending bounds, on cases small enough to try them all."""
+    for seed in range(40):
+        random = np.random.RandomState(seed)
+        scores = draw_scores(kind, random, 9)
+        positions = np.minimum(np.round(scores * branches + random.randn(9) * 0.4), branches - 1).clip(0).astype(np.int64)
+        cuts = [-1.0, *map(float, np.unique(scores))]
+        every = itertools.combinations_with_replacement(cuts, branches - 1)
+        least = min(elsewhere(RouterPolicy(bounds), scores, positions) for bounds in every)
+        found = match_policy(scores, positions, branches)
+        assert len(found.bounds) == branches - 1
+        assert list(found.bounds) == sorted(found.bounds)
+        assert elsewhere(found, scores, positions) == least, f"seed {seed}"
+
+
+@pytest.mark.parametrize("branches", [2, 3, 5])
+def test_matched_bounds_ascend_whatever_the_scores_say(branches: int) -> None:
+    for seed in range(30):
+        random = np.random.RandomState(seed)
+        positions = random.randint(0, branches, 60)  # that have nothing to do with the scores
+        bounds = match_policy(draw_scores("tied", random, 60), positions, branches).bounds
+        assert len(bounds) == branches - 1 and list(bounds) == sorted(bounds)
+
+
+@pytest.mark.parametrize(("position", "branches"), [(0, 2), (1, 2), (1, 3), (2, 3)])
+def test_where_all_images_went_one_way_they_go_that_way(position: int, branches: int) -> None:
+    for scores in (np.linspace(0, 1, 20, dtype=np.float32), np.full(20, 0.5, np.float32)):
+        positions = np.full(20, position)
+        assert elsewhere(match_policy(scores, positions, branches), scores, positions) == 0
+
+
+def test_coarse_scores_part_the_images_where_most_go_as_before() -> None:
+    """An int8 router gives a few values; images of one value cannot be parted."""
+    scores = np.repeat(np.array([0.25, 0.5, 0.75], np.float32), [10, 10, 10])
+    positions = np.repeat([0, 0, 1, 1], [10, 4, 6, 10])
+    assert match_policy(scores, positions, 2).branches_of(scores).tolist() == [0] * 10 + [1] * 20
