@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
     for target in recipe.targets.names:
         int8 = "int8" in getattr(recipe.targets, target).precisions
         for role in roles:
-            quantized = int8 and not (target == "onnx" and role == "router")
+            quantized = int8 and not (role == "router" and _router_stays_float(target, getattr(recipe.targets, target)))
             stages += [f"{target}: export {role}", *([f"{target}: quantize {role}"] if quantized else [])]
     gated = weights is not None
     stages += ["golden", *(["reference", "parity"] if gated else []), "verify"]
@@ -57,6 +58,13 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
         "targets": {name: _target(getattr(recipe.targets, name)) for name in recipe.targets.names},
         "stages": stages,
     }
+
+
+def _router_stays_float(target: str, spec: OnnxTarget | LitertTarget) -> bool:
+    """Whether the build will quantize nothing of it; without torch its layers are known by their ends alone."""
+    ends = ("router.features.0.0", "router.features.26.0", "router.classifier")
+    globs = spec.quantize.keep_float
+    return target == "onnx" or all(any(fnmatch.fnmatchcase(layer, g) for g in globs) for layer in ends)
 
 
 def _target(spec: OnnxTarget | LitertTarget) -> dict[str, Any]:

@@ -264,6 +264,27 @@ def test_a_bundle_for_litert_alone_is_built_in_silence(litert_only: tuple[Path, 
     assert built.document["verdict"] == open_bundle(path).manifest.verdict == "not_gated"
 
 
+def test_a_dry_run_lists_the_stages_that_the_build_then_had(litert_only: tuple[Path, Any]) -> None:
+    path, built = litert_only
+    plan = cli("build", path.parent / "recipe.yaml", "-o", path, "--dry-run", "--json")
+    assert plan.document["stages"] == [s["name"] for s in built.document["stages"]]
+    assert plan.document["targets"] == {"litert": {"precisions": ["int8", "fp32"], "scheme": "static_wi8_ai8"}}
+
+
+@pytest.mark.parametrize(
+    ("keep_float", "quantized"),
+    [([], True), (["router.*"], False), (["*"], False), (["router.classifier"], True), (["router.features.*"], True),
+     (["router.features.*", "router.classifier"], False), (["blocks.*"], True)],
+)  # fmt: skip
+def test_a_dry_run_knows_whether_the_router_will_be_quantized(
+    tiny: Callable[..., Path], keep_float: list[str], quantized: bool
+) -> None:
+    targets = {"onnx": {}, "litert": {"quantize": {"keep_float": keep_float}}}
+    stages = cli("build", tiny(targets=targets), "--dry-run", "--json").document["stages"]
+    assert ("litert: quantize router" in stages) == quantized
+    assert "litert: export router" in stages and "onnx: quantize router" not in stages
+
+
 def test_a_router_that_is_kept_float_is_there_once_and_serves_both_precisions(litert_only: tuple[Path, Any]) -> None:
     path, _ = litert_only
     manifest = open_bundle(path).manifest
