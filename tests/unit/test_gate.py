@@ -199,6 +199,55 @@ def test_one_failing_target_fails_the_gate() -> None:
     }
 
 
+def test_targets_are_compared_with_each_other_in_their_first_precision_alone() -> None:
+    """The systems of a bundle by name: `target`, and `target/precision` of any further precision."""
+    reference = make_reference()
+    sound = perfect(reference)
+    answers = dict.fromkeys(("onnx", "onnx/fp32", "litert", "litert/fp32", "other"), sound)
+    report = judge(reference, POLICY, answers, NAMES, LIMITS)
+    assert [pair["targets"] for pair in report.between] == [["onnx", "litert"], ["onnx", "other"], ["litert", "other"]]
+    assert set(report.targets) == set(answers)
+    assert {name.rsplit(".", 1)[0] for name in verdicts(report)} == set(answers)
+    assert gate(reference, sound).between == ()
+
+
+def test_what_two_targets_answer_differently_is_counted_on_all_images_and_logits_where_they_took_one_branch() -> None:
+    reference = make_reference()
+    sound = perfect(reference)
+    branch, logits = sound.branch.copy(), sound.logits.copy()
+    branch[:40] = 1 - branch[:40]  # with logits far off, which say nothing about another branch
+    logits[:40] += 100
+    logits[40:60] = 5 * np.eye(CLASSES, dtype=np.float32)[(sound.answer[40:60] + 1) % CLASSES]
+    logits[100, sound.answer[100]] += 9
+    report = judge(reference, POLICY, {"onnx": sound, "litert": TargetAnswers(branch, logits)}, NAMES, LIMITS)
+    (pair,) = report.between
+    assert pair["agreement"] == 1 - 20 / 4000
+    assert pair["router_agreement"] == 1 - 40 / 4000
+    assert pair["max_logit_difference"] == pytest.approx(9)
+    assert report.targets["onnx"]["max_logit_difference"] == 0
+    assert report.targets["litert"]["max_logit_difference"] == pytest.approx(9)
+
+
+def test_targets_that_share_no_branch_have_no_logits_to_compare() -> None:
+    reference = make_reference(50)
+    one, other = (TargetAnswers(np.full(50, i), perfect(reference).logits) for i in (0, 1))
+    report = judge(reference, POLICY, {"onnx": one, "litert": other}, NAMES, LIMITS)
+    assert report.between[0]["max_logit_difference"] is None
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("broken", ["litert", "litert/fp32"])
+def test_each_system_is_held_against_the_limits_by_itself(broken: str) -> None:
+    reference = make_reference()
+    sound = perfect(reference)
+    answers = dict.fromkeys(("onnx", "litert", "litert/fp32"), sound)
+    answers[broken] = answering(sound.branch, (sound.answer + 1) % CLASSES)
+    report = judge(reference, POLICY, answers, NAMES, LIMITS)
+    assert report.verdict == FAIL
+    failed = {name for name, verdict in verdicts(report).items() if verdict == FAIL}
+    assert failed == {f"{broken}.max_top1_drop_pp", f"{broken}.min_agreement"}
+
+
 def test_a_plain_model_is_gated_without_a_router() -> None:
     reference = make_reference(4000, 1)
     report = judge(reference, None, {"onnx": perfect(reference, None)}, ("plain",), LIMITS)

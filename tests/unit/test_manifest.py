@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from athe_export.bundle.consistency import inconsistencies
-from athe_export.bundle.manifest import parse_manifest
+from athe_export.bundle.manifest import Manifest, parse_manifest
 from athe_export.errors import BundleIntegrityError
 from tests.tools import plain_manifest
 
@@ -90,6 +90,77 @@ def test_text_that_is_no_json_is_refused(text: str) -> None:
 def test_a_field_that_is_missing_or_of_another_type_is_named(change: Change, place: str) -> None:
     with pytest.raises(BundleIntegrityError, match=place):
         parse_manifest(_changed(change), "here")
+
+
+def _with_graphs(*graphs: tuple[str, str, str], router: dict[str, list[float]] | None = None) -> Manifest:
+    """A manifest of these graphs (target, role, precision): two branches with a router, or `only` without."""
+    content = plain_manifest().to_json()
+    entry, (branch,) = content["graphs"][0], content["branches"]
+    content["graphs"] = [entry | {"target": t, "role": r, "precision": p} for t, r, p in graphs]
+    content["golden"]["tolerance"] = {"int8": 0.1, "fp32": 0.001}
+    if router is not None:
+        content["router"] = {"arch": "mobilenet_v1_0.25", "image_size": 32, "bounds": router}
+        content["branches"] = [branch | {"name": name} for name in ("simple", "complex")]
+    return parse_manifest(json.dumps(content), "here")
+
+
+BOUNDS = {"reference": [0.5], "onnx": [0.5], "litert": [0.4]}
+BRANCHES = ("simple", "complex")
+
+
+def test_targets_and_systems_stand_in_the_order_of_the_graphs_int8_first() -> None:
+    manifest = _with_graphs(("onnx", "only", "fp32"), ("litert", "only", "fp32"), ("litert", "only", "int8"))
+    assert manifest.targets == ("onnx", "litert")
+    assert manifest.systems == (("onnx", "fp32"), ("litert", "int8"), ("litert", "fp32"))
+    assert [manifest.system_name(*s) for s in manifest.systems] == ["onnx", "litert", "litert/fp32"]
+    assert inconsistencies(manifest) == []
+
+
+def test_a_router_of_one_precision_serves_both_and_one_of_two_each_its_own() -> None:
+    both = [("litert", role, p) for role in ("router", *BRANCHES) for p in ("int8", "fp32")]
+    one = [("onnx", role, p) for role in BRANCHES for p in ("int8", "fp32")]
+    manifest = _with_graphs(*both, *one, ("onnx", "router", "fp32"), router=BOUNDS)
+    for target, precision in manifest.systems:
+        found = manifest.graphs_of(target, precision)
+        assert {(g.target, g.role) for g in found.values()} == {(target, role) for role in ("router", *BRANCHES)}
+        assert {found[name].precision for name in BRANCHES} == {precision}
+        assert found["router"].precision == (precision if target == "litert" else "fp32")
+    assert len(manifest.systems) == 4 and inconsistencies(manifest) == []
+
+
+def test_bounds_are_the_references_for_an_fp32_router_and_the_targets_for_its_int8_one() -> None:
+    router = _with_graphs(("litert", "simple", "int8"), router=BOUNDS).router
+    assert router is not None
+    assert (router.bounds_of("litert", "int8"), router.bounds_of("litert", "fp32")) == ((0.4,), (0.5,))
+    assert router.bounds_of("onnx", "fp32") == (0.5,)
+
+
+def test_a_precision_that_a_branch_lacks_is_no_system() -> None:
+    graphs = [("litert", "router", "int8"), ("litert", "simple", "int8"), ("litert", "simple", "fp32")]
+    manifest = _with_graphs(*graphs, ("litert", "complex", "int8"), router=BOUNDS)
+    assert manifest.systems == (("litert", "int8"),)
+    assert inconsistencies(manifest) == []
+
+
+@pytest.mark.parametrize(
+    ("graphs", "said"),
+    [
+        (
+            [("litert", "router", "int8"), ("litert", "simple", "int8"), ("litert", "complex", "fp32")],
+            "no precision that all",
+        ),
+        ([("litert", role, "int8") for role in ("router", "simple", "complex", "simple")], "twice"),
+        ([("litert", role, "int8") for role in BRANCHES], r"target litert has graphs of \['complex', 'simple'\]"),
+        (
+            [*(("onnx", r, "int8") for r in ("router", *BRANCHES)), ("litert", "simple", "int8")],
+            r"target litert has graphs of \['simple'\]",
+        ),
+    ],
+    ids=["precisions that do not meet", "a graph twice", "no router", "a target that is half there"],
+)
+def test_targets_that_could_not_be_run_are_found_out(graphs: list[tuple[str, str, str]], said: str) -> None:
+    problems = inconsistencies(_with_graphs(*graphs, router=BOUNDS))
+    assert re.search(said, "\n".join(problems)), problems
 
 
 def test_a_manifest_as_it_is_written_does_not_contradict_itself() -> None:

@@ -278,3 +278,32 @@ def test_the_json_schema_refuses_what_the_reader_refuses(write: Write, edits: tu
     path = write(*edits)
     assert refusal(path)
     assert not validator.is_valid(yaml.safe_load(path.read_text()))
+
+
+def test_a_recipe_of_two_targets_names_both_in_the_order_of_the_bundle(write: Write) -> None:
+    targets = load_recipe(write("{onnx: {opset: 20}}", "{litert: {}, onnx: {precisions: [fp32]}}")).recipe.targets
+    assert targets.names == ("onnx", "litert")
+    assert targets.litert is not None and targets.onnx is not None
+    assert (targets.litert.precisions, targets.onnx.precisions) == (("int8",), ("fp32",))
+    assert (targets.litert.quantize.scheme, targets.litert.quantize.keep_float) == ("static_wi8_ai8", ())
+
+
+def test_a_recipe_of_litert_alone_is_one(write: Write) -> None:
+    assert load_recipe(write("{onnx: {opset: 20}}", "{litert: {}}")).recipe.targets.names == ("litert",)
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ("{}", "names no target; add onnx, litert or both"),
+        ("{onnx: null}", "names no target; add onnx, litert or both"),
+        ("{litert: {precisions: []}}", "targets.litert.precisions: must name int8, fp32 or both, each once"),
+        ("{litert: {precisions: [int8, int8]}}", "targets.litert.precisions: must name int8, fp32 or both, each once"),
+        ("{onnx: {precisions: [fp16]}}", "targets.onnx.precisions[0]: "),
+        ("{litert: {opset: 20}}", "targets.litert.opset"),
+        ("{litert: {quantize: {calibrator: min_max}}}", "targets.litert.quantize.calibrator"),
+        ("{lite_rt: {}}", "litert"),
+    ],
+)
+def test_a_target_that_says_nothing_or_too_much_is_refused(write: Write, targets: str, said: str) -> None:
+    assert any(said in problem for problem in refusal(write("{onnx: {opset: 20}}", targets)))
