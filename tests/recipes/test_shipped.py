@@ -15,13 +15,18 @@ import pytest
 
 from athe_export.bundle.reader import open_bundle
 from athe_export.parity.reference import Reference, read_reference
+from athe_export.plan import plan_build
 from athe_export.recipe import load_recipe
 from athe_export.runtime.routing import RouterPolicy
+from athe_export.shipped import shipped_recipes
 from athe_export.training.state import settings_digest
 from tests.conftest import ROOT
 from tests.tools import output_of
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+TRAINED = [p for p in RECIPES if load_recipe(p).recipe.checkpoint.path]
+TARGETS = ("onnx", "litert")
+SELECTION = ["TOPK_V2", "RESHAPE", "EMBEDDING_LOOKUP"]
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,24 @@ def micro_cifar100(installed: Path, cifar_root: Path, tmp_path_factory: pytest.T
     return build(installed, "micro_cifar100", tmp_path_factory.mktemp("micro_cifar100"))
 
 
-@pytest.fixture(params=[p.stem for p in RECIPES])
+@pytest.fixture(params=[p.stem for p in TRAINED])
 def shipped(request: pytest.FixtureRequest) -> Shipped:
-    """Every shipped recipe in turn; each is built once, by the fixture of its name."""
+    """Every shipped recipe that is trained, in turn; each is built once, by the fixture of its name."""
     found: Shipped = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_a_shipped_recipe_builds_both_targets_and_says_whether_it_is_trained(path: Path) -> None:
+    file = load_recipe(path)
+    assert file.recipe.targets.names == TARGETS
+    plan = plan_build(file, Path("out"), None, None)
+    assert plan["gated"] == (path in TRAINED) == (path.stem != "deit_tiny_cifar100")
+    (summary,) = (r.summary for r in shipped_recipes() if r.name == path.stem)
+    assert ("random" in summary) == (path not in TRAINED)
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
 def test_a_shipped_recipe_reads_and_pins_its_checkpoint(path: Path) -> None:
     file = load_recipe(path)
     assert file.recipe.checkpoint.path is not None
@@ -80,7 +95,7 @@ def test_a_shipped_recipe_reads_and_pins_its_checkpoint(path: Path) -> None:
     assert weights.stat().st_size <= 2_000_000
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
 def test_the_metrics_are_of_the_shipped_checkpoint_and_of_the_recipes_settings(path: Path) -> None:
     recipe = load_recipe(path).recipe
     metrics = json.loads((ROOT / "artifacts" / "checkpoints" / f"{path.stem}.metrics.json").read_text())
@@ -94,26 +109,44 @@ def test_a_shipped_recipe_passes_its_gate_on_every_image(shipped: Shipped) -> No
     parity = shipped.document["parity"]
     assert parity["images"] == {"quickstart": 6000, "micro_cifar100": 10_000}[shipped.bundle.name]
     assert all(limit["verdict"] == "pass" for limit in parity["limits"])
+    assert {limit["name"].split(".")[0] for limit in parity["limits"]} == set(parity["targets"]) >= set(TARGETS)
 
 
-def test_a_shipped_recipe_uses_all_its_branches(shipped: Shipped) -> None:
-    target = shipped.document["parity"]["targets"]["onnx"]
+def test_the_targets_of_a_shipped_recipe_agree(shipped: Shipped) -> None:
+    (pair,) = shipped.document["parity"]["between"]
+    assert set(pair["targets"]) == set(TARGETS)
+    limits = load_recipe(ROOT / "recipes" / f"{shipped.bundle.name}.yaml").recipe.parity
+    assert pair["agreement"] >= limits.min_agreement and pair["router_agreement"] >= limits.min_router_agreement
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_shipped_recipe_uses_all_its_branches(shipped: Shipped, name: str) -> None:
+    target = shipped.document["parity"]["targets"][name]
     assert set(target["share"]) == {"simple", "complex"}
     assert min(target["share"].values()) > 0.05
 
 
 def test_inspect_lists_router_branches_fixed_shapes_int8_coverage_and_digests(shipped: Shipped) -> None:
     manifest = json.loads(output_of(sys.executable, "-m", "athe_export.cli", "inspect", shipped.bundle, "--json"))
-    graphs = {g["role"]: g for g in manifest["graphs"]}
-    assert set(graphs) == {"router", "simple", "complex"}
+    graphs = {(g["target"], g["role"], g["precision"]): g for g in manifest["graphs"]}
+    assert {key[:2] for key in graphs} == {(t, role) for t in TARGETS for role in ("router", "simple", "complex")}
     for graph in graphs.values():
         assert all(isinstance(d, int) and d > 0 for t in (*graph["inputs"], *graph["outputs"]) for d in t["shape"])
         content = (shipped.bundle / graph["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == graph["sha256"] and len(content) == graph["bytes"]
         assert len(graph["float_op_names"]) == graph["float_ops"] > 0
     depth = load_recipe(ROOT / "recipes" / f"{shipped.bundle.name}.yaml").recipe.model.depth
-    assert graphs["simple"]["int8_ops"] == graphs["complex"]["int8_ops"] == 4 * depth + 1
-    assert graphs["simple"]["mmacs"] < 0.6 * graphs["complex"]["mmacs"]
+    for target in TARGETS:
+        simple, complex_ = graphs[target, "simple", "int8"], graphs[target, "complex", "int8"]
+        assert simple["int8_ops"] == complex_["int8_ops"] == 4 * depth + (2 if target == "litert" else 1)
+        assert simple["mmacs"] < 0.6 * complex_["mmacs"]
+
+
+def test_xnnpack_takes_all_of_a_shipped_recipe_but_the_choice_of_tokens(shipped: Shipped) -> None:
+    for graph in (g for g in open_bundle(shipped.bundle).manifest.graphs if g.target == "litert"):
+        assert graph.xnnpack is not None
+        outside = [op.split()[0] for op in graph.xnnpack["outside"]]
+        assert (graph.xnnpack["partitions"], outside) == ((1, []) if graph.role == "router" else (2, SELECTION))
 
 
 def test_the_quickstart_is_right_on_nine_of_ten_simple_images(quickstart: Shipped) -> None:
