@@ -107,7 +107,8 @@ def add_golden(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> 
 def tool_versions() -> dict[str, str]:
     """Versions of everything that shapes a bundle."""
     names = (
-        "athe-export", "torch", "onnx", "onnxruntime", "onnxsim", "litert-torch", "ai-edge-litert", "ai-edge-quantizer",
+        "athe-export", "torch", "onnx", "onnxruntime", "onnxsim", "litert-torch", "litert-converter", "torchao",
+        "ai-edge-litert", "ai-edge-quantizer",
         "numpy", "pillow",
     )  # fmt: skip
     return {"python": platform.python_version()} | {name: version(name) for name in names}

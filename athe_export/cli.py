@@ -152,11 +152,13 @@ def run(
     for image in images:
         found = predictor.predict(image, branch, top)
         results.append({"image": str(image), **vars(found), "top": [list(t) for t in found.top], "notes": list(found.notes)})
-    gate, not_run = predictor.bundle.manifest.verdict, [{"target": t, "why": w} for t, w in predictor.passed_over.items()]
+    gate, target, notes = predictor.bundle.manifest.verdict, predictor.target, predictor.graphs.notes
+    not_run = [{"target": t, "why": w} for t, w in predictor.passed_over.items()]
     if as_json:
-        console.print_json({"gate_at_build": gate, "target": predictor.target, "not_run": not_run, "results": results})
+        told = {"gate_at_build": gate, "target": target, "not_run": not_run, "notes": notes}
+        console.print_json(told | {"results": results})
     else:
-        console.print_results(results, gate, predictor.target, not_run)
+        console.print_results(results, gate, target, not_run, notes)
 
 
 @app.command(epilog="Examples: athe-export train recipes/quickstart.yaml · athe-export train my.yaml --max-minutes 60")

@@ -162,21 +162,23 @@ def print_verify(report: VerifyReport) -> None:
         for pair in report.parity.between:
             difference = pair["max_logit_difference"]
             shown = "" if difference is None else f", logits differ by {difference:.3f} at most"
-            say(f"  {' and '.join(pair['targets'])}: {percent(pair['agreement'])} same answers{shown}")
+            say(f"  {' and '.join(pair['targets'])} {pair['precision']}: {percent(pair['agreement'])} same answers{shown}")
     if report.gate_at_build != "pass":
         say(gate_said(report.gate_at_build))
     say(f"verdict: {report.verdict}")
 
 
-def print_results(results: list[dict[str, Any]], gate_at_build: str, target: str, not_run: list[dict[str, str]]) -> None:
+def print_results(
+    results: list[dict[str, Any]], gate_at_build: str, target: str, not_run: list[dict[str, str]], notes: list[str]
+) -> None:
     rows = []
     for r in results:
         score = "" if r["router_score"] is None else f"{r['router_score']:.3f}"
         best = ", ".join(f"{label} {100 * p:.0f}%" for label, p in r["top"][1:])
         rows.append((r["image"], r["label"], f"{100 * r['probability']:.1f}%", r["branch"], score, f"{r['ms']:.1f}", best))
     print_table(("image", "label", "probability", "branch", "router score", "ms", "then"), rows, f"target {target}")
-    for left in not_run:
-        say(f"note: {left['target']} is not used: {left['why']}")
+    for note in (*(f"{left['target']} is not used: {left['why']}" for left in not_run), *notes):
+        say(f"note: {note}")
     for r in results:
         for note in r["notes"]:
             say(f"note: {r['image']}: {note}")

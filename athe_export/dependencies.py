@@ -28,7 +28,7 @@ class Job:
 
 LITERT_JOB = "run and verify bundles with LiteRT"
 _ONNX_BUILD = ("onnx", "onnxruntime", "onnxsim", "onnxscript")
-_LITERT_BUILD = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
+_LITERT_BUILD = ("litert_torch", "litert_converter", "torchao", "ai_edge_litert", "ai_edge_quantizer", "flatbuffers")
 JOBS = (
     Job(LITERT_JOB, ("ai_edge_litert|tflite_runtime",), "litert"),
     Job("run and verify bundles with ONNX Runtime", ("onnxruntime",), "onnx"),

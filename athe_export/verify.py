@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from athe_export.bundle.manifest import MANIFEST, Manifest
+from athe_export.bundle.manifest import MANIFEST
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.data.source import DATASETS, Dataset, Progress, no_progress, open_dataset
 from athe_export.errors import BundleIntegrityError, DatasetError, MissingDependency, UsageError
@@ -47,10 +47,13 @@ class VerifyReport:
     @property
     def remedy(self) -> str:
         """What to do about `broken`."""
-        if not all(g.passed for g in self.golden):
+        broken = {g.target for g in self.golden if not g.passed}
+        if "litert" in broken:
+            return "install ai-edge-litert in the version of the manifest's tools, or use another target or --precision fp32"
+        if broken:
             return (
-                "install the versions in the manifest's tools; if target onnx differs on an x86 processor without VNNI, "
-                "8-bit weights saturate on it: build with targets.onnx.quantize.reduce_range: true"
+                "install the versions in the manifest's tools; if this is an x86 processor without VNNI, 8-bit weights "
+                "saturate on it: build with targets.onnx.quantize.reduce_range: true"
             )
         if self.verdict == FAIL:
             return "do not use this bundle here; build it again with sensitive layers float"
@@ -80,31 +83,24 @@ def verify_bundle(
     bundle.check()
     check_preprocessing(bundle)
     golden, not_run = check_golden(bundle)
-    if not golden:
-        said = "; ".join(f"{n.target}: {n.why}" for n in not_run)
-        remedy = remedy_for(n.target for n in not_run)
-        raise MissingDependency(f"no target of the bundle can run here: {said}", where=str(path), remedy=remedy)
-    parity = None
-    if data_root is not None:
-        parity = _gate(bundle, _opened(bundle.manifest, not_run), data_root, limit, progress)
+    systems = _opened(bundle, not_run)
+    parity = None if data_root is None else _gate(bundle, systems, data_root, limit, progress)
     return VerifyReport(bundle.manifest.verdict, golden, not_run, parity)
 
 
-def _opened(manifest: Manifest, not_run: tuple[NotRun, ...]) -> tuple[tuple[str, str], ...]:
+def _opened(bundle: Bundle, not_run: tuple[NotRun, ...]) -> tuple[tuple[str, str], ...]:
     """The (target, precision) systems of which every graph could be opened.
 
     Raises:
-        MissingDependency: there is none, so nothing can be gated.
+        MissingDependency: there is none, so the bundle can classify nothing here.
     """
+    manifest = bundle.manifest
     closed = {file for n in not_run for file in n.files}
     systems = tuple(s for s in manifest.systems if not any(g.file in closed for g in manifest.graphs_of(*s).values()))
     if not systems:
-        raise MissingDependency(
-            "no target can be gated here, since graphs of each cannot be opened: "
-            + "; ".join(f"{n.target}: {n.why}" for n in not_run),
-            where=manifest.name,
-            remedy=remedy_for(n.target for n in not_run),
-        )
+        said = "; ".join(f"{n.target}: {n.why} ({', '.join(n.files)})" for n in not_run)
+        remedy = remedy_for(n.target for n in not_run)
+        raise MissingDependency(f"no target of the bundle can run here: {said}", where=str(bundle.path), remedy=remedy)
     return systems
 
 

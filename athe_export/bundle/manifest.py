@@ -83,16 +83,14 @@ class BranchEntry:
 
 @dataclass(frozen=True)
 class RouterEntry:
-    """Ascending score bounds, one fewer than branches: of `reference` for fp32 routers, of each target for its own int8
-    router, which scores a little otherwise."""
+    """Ascending score bounds, one fewer than branches, for torch (`reference`) and for each target.
+
+    A target's are those of its int8 router, which scores a little otherwise, where it has one.
+    """
 
     arch: str
     image_size: int
     bounds: dict[str, tuple[float, ...]]
-
-    def bounds_of(self, target: str, precision: str) -> tuple[float, ...]:
-        """The bounds for the scores of a target's router graph of this precision."""
-        return self.bounds["reference" if precision == "fp32" else target]
 
 
 @dataclass(frozen=True)
@@ -152,6 +150,16 @@ class Manifest:
     def system_name(self, target: str, precision: str) -> str:
         """How a report calls a system: the target alone at its first precision, else `target/precision`."""
         return target if precision == self.precisions(target)[0] else f"{target}/{precision}"
+
+    def router_bounds(self, target: str, precision: str) -> tuple[float, ...]:
+        """The bounds for the scores of a target's router graph of this precision.
+
+        Where a target has an int8 and an fp32 router, its own bounds are the int8 one's, and the fp32 one scores as the
+        reference does.
+        """
+        assert self.router is not None
+        own = {g.precision for g in self.graphs if g.target == target and g.role == "router"}
+        return self.router.bounds["reference" if precision == "fp32" and "int8" in own else target]
 
     def file_of(self, role: str) -> FileEntry | None:
         return next((f for f in self.files if f.role == role), None)

@@ -33,6 +33,7 @@ class TargetAnswers:
 
     branch: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
+    precision: str = "int8"
 
     @property
     def answer(self) -> npt.NDArray[np.int64]:
@@ -59,7 +60,7 @@ class LimitResult:
 class ParityReport:
     """The gate's outcome; `to_json` is the documented `parity` object.
 
-    `targets` are keyed by `Manifest.system_name`; `between` compares each two targets' int8 graphs.
+    `targets` are keyed by `Manifest.system_name`; `between` compares each two targets at the same precision.
     """
 
     images: int
@@ -119,8 +120,8 @@ def judge(
             for name, part in parts.items():
                 rows += _branch_limits(f"{target}.{name}", part, limits)
     top1 = float((expected == reference.labels).mean())
-    pairs = itertools.combinations((name for name in answers if "/" not in name), 2)
-    between = tuple(_between(a, answers[a], b, answers[b]) for a, b in pairs)
+    pairs = itertools.combinations(answers.items(), 2)
+    between = tuple(_between(a, x, b, y) for (a, x), (b, y) in pairs if x.precision == y.precision)
     return ParityReport(len(routed), worst(r.verdict for r in rows), top1, results, tuple(rows), between)
 
 
@@ -185,7 +186,8 @@ def _between(name: str, first: TargetAnswers, other_name: str, second: TargetAns
     """Two targets against each other on the same images; logits are compared where both took the same branch."""
     alike = first.branch == second.branch
     return {
-        "targets": [name, other_name],
+        "targets": [name.split("/")[0], other_name.split("/")[0]],
+        "precision": first.precision,
         "agreement": float((first.answer == second.answer).mean()),
         "router_agreement": float(alike.mean()),
         "max_logit_difference": _largest_difference(first.logits, second.logits, alike),

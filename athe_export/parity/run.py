@@ -45,4 +45,4 @@ def _answers(
         branch[position], logits[position] = graphs.branches.index(found.branch), found.logits
         if position % 50 == 49 or position + 1 == len(ids):
             progress(f"{target} {precision} on the gate's images", position + 1, len(ids))
-    return TargetAnswers(branch, logits)
+    return TargetAnswers(branch, logits, precision)

@@ -46,9 +46,9 @@ def _limits(manifest: Manifest) -> str:
 
 
 def _between(manifest: Manifest) -> str:
-    """Two targets' int8 graphs against each other, on the gate's images."""
+    """Each two targets against each other at the same precision, on the gate's images."""
     rows = "".join(
-        f"<tr><td>{escape(' and '.join(p['targets']))}</td><td>{percent(p['agreement'])}</td>"
+        f"<tr><td>{escape(' and '.join(p['targets']))} {escape(p['precision'])}</td><td>{percent(p['agreement'])}</td>"
         f"<td>{percent(p['router_agreement'])}</td><td>{_number(p['max_logit_difference'])}</td></tr>"
         for p in (manifest.parity or {}).get("between", [])
     )
@@ -69,7 +69,8 @@ def _notes(manifest: Manifest) -> str:
 def _floats(manifest: Manifest) -> str:
     parts = [
         f"<details><summary>{escape(g.target)} {escape(g.role)} {g.precision}: {g.int8_ops} int8 ops, "
-        f"{g.float_ops} float ops{f'; XNNPACK: {escape(delegated(g))}' if g.xnnpack else ''}</summary><p>{escape(', '.join(g.float_op_names))}</p></details>"
+        f"{g.float_ops} float ops{f'; XNNPACK: {escape(delegated(g))}' if g.xnnpack else ''}</summary>"
+        f"<p>{escape(', '.join(g.float_op_names))}</p></details>"
         for g in manifest.graphs
     ]
     return "<h2>What stays float</h2>" + "".join(parts)

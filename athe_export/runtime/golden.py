@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import zipfile
@@ -16,18 +17,23 @@ from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import Bundle
 from athe_export.errors import BundleIntegrityError, EnvironmentFailure, MissingDependency
 from athe_export.preprocessing import Pixels
-from athe_export.runtime.predictor import open_session, preprocessing_of, unavailable
+from athe_export.runtime.predictor import Session, open_session, preprocessing_of, slower_here, unavailable
 from athe_export.runtime.routing import RouterPolicy
 
 # The difference that another machine may show. int8 graphs have float ops between integer ones, so one rounding can fall
 # the other way there, which moves logits by a small part of their spread; fp32 differs by summation order alone.
 INT8_TOLERANCE = 0.05  # of the standard deviation of a graph's logits
 FP32_TOLERANCE = 1e-3
+INT8_ROUTER = "router/int8"  # key of the tolerance of int8 routers, whose scores come in steps of 1/256
+INT8_ROUTER_TOLERANCE = 3 / 256
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One graph on the golden images: same decision on all, bit-equal outputs, largest absolute difference."""
+    """One graph on the golden images: same decision on all, bit-equal outputs, largest absolute difference.
+
+    `note` says where it runs slower here than it was built for.
+    """
 
     target: str
     role: str
@@ -36,6 +42,7 @@ class GoldenResult:
     bit_equal: bool
     max_abs_diff: float
     tolerance: float
+    note: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -56,22 +63,30 @@ class NotRun:
     files: tuple[str, ...]
 
 
-def graph_outputs(bundle: Bundle, entry: GraphEntry, images: list[Pixels]) -> npt.NDArray[np.float32]:
-    """A graph's outputs on source images, [n, ...].
+def graph_outputs(
+    bundle: Bundle, entry: GraphEntry, images: list[Pixels], session: Session | None = None
+) -> npt.NDArray[np.float32]:
+    """A graph's outputs on source images, [n, ...], from a session of it or one that is opened for this.
 
     Raises:
         MissingDependency, EnvironmentFailure: it cannot be opened here.
         BundleIntegrityError: it can be opened nowhere.
     """
     preprocessing, size = preprocessing_of(bundle.manifest), entry.inputs[0].shape[-1]
-    session = open_session(bundle, entry)
+    session = session or open_session(bundle, entry)
     return np.stack([session.run(preprocessing.tensor(image, size)).reshape(-1) for image in images])
 
 
 def tolerances(outputs: dict[str, npt.NDArray[np.float32]]) -> dict[str, float]:
     """Largest allowed absolute difference by precision, from a bundle's own outputs keyed as stored."""
-    spreads = [float(x.std()) for name, x in outputs.items() if name.endswith("/int8")]
-    return {"int8": INT8_TOLERANCE * min(spreads, default=1.0), "fp32": FP32_TOLERANCE}
+    spreads = [float(x.std()) for name, x in outputs.items() if name.endswith("/int8") and not name.endswith(INT8_ROUTER)]
+    routers = {INT8_ROUTER: INT8_ROUTER_TOLERANCE} if any(name.endswith(INT8_ROUTER) for name in outputs) else {}
+    return {"int8": INT8_TOLERANCE * min(spreads, default=1.0), "fp32": FP32_TOLERANCE} | routers
+
+
+def tolerance_of(allowed: dict[str, float], role: str, precision: str) -> float:
+    """The tolerance of a graph; an int8 router has its own where the bundle states one."""
+    return allowed.get(f"{role}/{precision}", allowed[precision])
 
 
 def margins(
@@ -85,12 +100,11 @@ def margins(
     for name, output in outputs.items():
         target, role, precision = name.split("/")
         if role == "router":
-            assert manifest.router is not None
-            distance = np.abs(output - np.asarray(manifest.router.bounds_of(target, precision), np.float32)).min(-1)
+            distance = np.abs(output - np.asarray(manifest.router_bounds(target, precision), np.float32)).min(-1)
         else:
             ranked = np.sort(output, -1)
             distance = (ranked[:, -1] - ranked[:, -2]) / 2  # both may move
-        found.append(distance.astype(np.float64) / allowed[precision])
+        found.append(distance.astype(np.float64) / tolerance_of(allowed, role, precision))
     return np.min(found, axis=0)
 
 
@@ -139,9 +153,11 @@ def check_golden(bundle: Bundle) -> tuple[tuple[GoldenResult, ...], tuple[NotRun
         why = missing.get(entry.target)
         try:
             if why is None:
-                found = graph_outputs(bundle, entry, images)
+                session = open_session(bundle, entry)
+                found = graph_outputs(bundle, entry, images, session)
                 name = key(entry.target, entry.role, entry.precision)
-                results.append(_compare(bundle.manifest, name, stored[name], found))
+                result = _compare(bundle.manifest, name, stored[name], found)
+                results.append(dataclasses.replace(result, note=slower_here(session, entry)))
                 continue
         except (MissingDependency, EnvironmentFailure) as err:
             why = f"{err.what}; {err.remedy}"
@@ -154,11 +170,10 @@ def _compare(
 ) -> GoldenResult:
     target, role, precision = name.split("/")
     if role == "router":
-        assert manifest.router is not None
-        policy = RouterPolicy(manifest.router.bounds_of(target, precision))
+        policy = RouterPolicy(manifest.router_bounds(target, precision))
         same = np.array_equal(policy.branches_of(expected[:, 0]), policy.branches_of(found[:, 0]))
     else:
         same = np.array_equal(expected.argmax(-1), found.argmax(-1))
     difference = float(np.abs(expected - found).max())
-    tolerance = float(manifest.golden["tolerance"][precision])
+    tolerance = float(tolerance_of(manifest.golden["tolerance"], role, precision))
     return GoldenResult(target, role, precision, bool(same), np.array_equal(expected, found), difference, tolerance)

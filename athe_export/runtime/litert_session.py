@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from athe_export.preprocessing import Tensor
 REMEDY = 'pip install "athe-export[litert]"'
 _ENGINES = (("ai_edge_litert", "ai_edge_litert.interpreter"), ("tflite_runtime", "tflite_runtime.interpreter"))
 _DELEGATE = "DELEGATE"
+_BROKEN = (ValueError, RuntimeError, IndexError, SystemError)  # what a runtime raises of a file that is none
 # A model of one empty subgraph and one empty buffer. One that is refused would not do: tflite_runtime under numpy 2 says
 # so in good order, and fails only where it has an interpreter to return.
 _EMPTY_MODEL = bytes.fromhex(
@@ -39,6 +42,11 @@ class Delegation:
 
     partitions: int
     outside: tuple[str, ...]
+
+
+def litert_is_outdated() -> bool:
+    """Whether tflite_runtime is all there is: most int8 layers stay outside its XNNPACK."""
+    return installed("tflite_runtime") and not installed("ai_edge_litert")
 
 
 def litert_unavailable() -> str | None:
@@ -63,30 +71,39 @@ class LitertSession:
     Raises:
         MissingDependency: no LiteRT runtime is installed, it cannot create an interpreter here, or it is too old for
             one of the graph's ops.
-        BundleIntegrityError: not a TFLite graph.
+        BundleIntegrityError: not a TFLite graph, or not one of one input and one output.
         EnvironmentFailure: this runtime has no XNNPACK.
         UsageError: less than one thread.
     """
 
     def __init__(self, model: bytes, threads: int = 1) -> None:
-        engine, interpreter = _interpreter_class()
         if threads < 1:
             raise UsageError(f"{threads} threads cannot run a graph", where="threads", remedy="give 1 or more")
+        engine, interpreter = _interpreter_class()
         try:
             with native_stderr_muted():
                 self._interpreter = interpreter(model_content=model, num_threads=threads)
                 self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as err:
+            self._ops: list[dict[str, Any]] = self._interpreter._get_ops_details()
+            inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        except _BROKEN as err:
             raise _unusable(engine, str(err)) from err
-        self._ops: list[dict[str, Any]] = self._interpreter._get_ops_details()
-        if not any(op["op_name"] == _DELEGATE for op in self._ops):
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise _unusable(engine, f"it has {len(inputs)} inputs and {len(outputs)} outputs, not one of each")
+        if not self.partitions:
             raise EnvironmentFailure(
                 f"{engine} runs this graph without XNNPACK, many times slower than it was built for",
                 where="target litert",
                 remedy=f"install a runtime that has it ({REMEDY}), or use --target onnx where the bundle has it",
             )
-        self._input = self._interpreter.get_input_details()[0]
-        self._output = self._interpreter.get_output_details()[0]["index"]
+        self._input, self._output = inputs[0], outputs[0]["index"]
+        self.input_shape = tuple(int(d) for d in inputs[0]["shape"])
+        self.output_shape = tuple(int(d) for d in outputs[0]["shape"])
+
+    @property
+    def partitions(self) -> int:
+        """How many parts of the graph XNNPACK runs."""
+        return sum(op["op_name"] == _DELEGATE for op in self._ops)
 
     def run(self, image: Tensor) -> npt.NDArray[np.float32]:
         """Output of float32 [1, 3, size, size].
@@ -94,14 +111,17 @@ class LitertSession:
         Raises:
             UsageError: another shape or dtype than the graph's.
         """
-        shape, dtype = [int(d) for d in self._input["shape"]], np.dtype(self._input["dtype"])
-        if list(image.shape) != shape or image.dtype != dtype:
+        dtype = np.dtype(self._input["dtype"])
+        if image.shape != self.input_shape or image.dtype != dtype:
             raise UsageError(
-                f"the graph takes {dtype} {shape}, not {image.dtype} {list(image.shape)}",
+                f"the graph takes {dtype} {list(self.input_shape)}, not {image.dtype} {list(image.shape)}",
                 remedy="preprocess with athe_export.preprocessing and the manifest's parameters",
             )
         self._interpreter.set_tensor(self._input["index"], image)
-        self._interpreter.invoke()
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as err:
+            raise _unusable("LiteRT", str(err)) from err
         output: npt.NDArray[np.float32] = self._interpreter.get_tensor(self._output)
         return output
 
@@ -125,25 +145,31 @@ class LitertSession:
         return Delegation(len(partitions), tuple(outside))
 
 
+_MUTING = threading.RLock()
+
+
 @contextlib.contextmanager
 def native_stderr_muted() -> Iterator[None]:
     """Drops what native code writes to file descriptor 2, such as LiteRT's notice of every delegate it creates.
 
-    What went wrong comes as an exception; nothing is lost with it.
+    What goes wrong comes as an exception; should native code abort the process, faulthandler still says where. One thread
+    at a time, since the descriptor is the whole process's.
     """
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr to mute
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
+    with _MUTING, contextlib.ExitStack() as undo:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no stderr to mute
+            yield
+            return
+        undo.callback(os.close, kept)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        undo.callback(os.close, nowhere)
+        if not faulthandler.is_enabled():
+            faulthandler.enable(kept)
+            undo.callback(faulthandler.disable)
+        undo.callback(os.dup2, kept, 2)
         os.dup2(nowhere, 2)
         yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _interpreter_class() -> tuple[str, Any]:

@@ -29,9 +29,12 @@ class OnnxSession:
     Raises:
         MissingDependency: onnxruntime is not installed, broken, or too old for the graph's opset.
         BundleIntegrityError: not an ONNX graph.
+        UsageError: less than one thread.
     """
 
     def __init__(self, model: bytes, threads: int = 1) -> None:
+        if threads < 1:
+            raise UsageError(f"{threads} threads cannot run a graph", where="threads", remedy="give 1 or more")
         try:
             import onnxruntime as ort
         except ImportError as err:
@@ -51,6 +54,8 @@ class OnnxSession:
                 remedy="upgrade onnxruntime to the version in the manifest's tools, or build the bundle again",
             ) from err
         self._input = self._session.get_inputs()[0]
+        self.input_shape = tuple(self._input.shape)
+        self.output_shape = tuple(self._session.get_outputs()[0].shape)
 
     def run(self, image: Tensor) -> npt.NDArray[np.float32]:
         """Output of float32 [1, 3, size, size].

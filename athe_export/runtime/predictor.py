@@ -15,7 +15,7 @@ from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.errors import BundleIntegrityError, MissingDependency, UsageError
 from athe_export.preprocessing import Pixels, Preprocessing, read_photo
-from athe_export.runtime.litert_session import LitertSession, litert_unavailable
+from athe_export.runtime.litert_session import LitertSession, litert_is_outdated, litert_unavailable
 from athe_export.runtime.onnx_session import OnnxSession, onnxruntime_available
 from athe_export.runtime.routing import RouterPolicy
 
@@ -25,6 +25,9 @@ TARGETS = ("litert", "onnx")  # in the order that `auto` takes them: the fastest
 
 class Session(Protocol):
     """What every engine offers: one input, one output, fixed shapes."""
+
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
 
     def run(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
 
@@ -55,17 +58,36 @@ class Prediction:
 
 
 def open_session(bundle: Bundle, entry: GraphEntry, threads: int = 1) -> Session:
-    """The engine's session of one graph, its bytes checked against the manifest.
+    """The engine's session of one graph, its bytes and shapes checked against the manifest.
 
     Raises:
         BundleIntegrityError: the file is not what the manifest promises, or the engine cannot load it.
-        MissingDependency: the engine is not installed.
+        MissingDependency: the engine is not installed, or too old for the graph.
+        EnvironmentFailure: LiteRT has no XNNPACK here.
+        UsageError: less than one thread.
     """
-    content = bundle.read(entry.file)
+    content, where = bundle.read(entry.file), str(bundle.path / entry.file)
+    session: Session
     try:
-        return LitertSession(content, threads) if entry.target == "litert" else OnnxSession(content, threads)
+        session = LitertSession(content, threads) if entry.target == "litert" else OnnxSession(content, threads)
     except BundleIntegrityError as err:
-        raise BundleIntegrityError(err.what, where=str(bundle.path / entry.file), remedy=err.remedy) from err
+        raise BundleIntegrityError(err.what, where=where, remedy=err.remedy) from err
+    if (session.input_shape, session.output_shape) != (entry.inputs[0].shape, entry.outputs[0].shape):
+        raise BundleIntegrityError("the graph's shapes are not those in the manifest", where=where)
+    return session
+
+
+def slower_here(session: Session, entry: GraphEntry) -> str | None:
+    """Says so where XNNPACK takes a TFLite graph in more parts than where it was built; None where all is well."""
+    if not isinstance(session, LitertSession) or entry.xnnpack is None:
+        return None
+    built = int(entry.xnnpack["partitions"])
+    if session.partitions <= built:
+        return None
+    return (
+        f"XNNPACK takes {entry.file} in {session.partitions} partitions here and took it in {built} where it was built: it "
+        "will be slow; install ai-edge-litert in the version of the manifest's tools"
+    )
 
 
 class RoutedGraphs:
@@ -75,8 +97,9 @@ class RoutedGraphs:
         self._bundle, self._threads = bundle, threads
         self._entries = _choose(bundle.manifest, target, precision)
         self._sessions: dict[str, Session] = {}
-        router = bundle.manifest.router
-        self._policy = RouterPolicy(router.bounds_of(target, self._entries["router"].precision)) if router else None
+        self.notes: list[str] = []  # on graphs that run slower here than they were built for
+        router = self._entries.get("router")
+        self._policy = RouterPolicy(bundle.manifest.router_bounds(target, router.precision)) if router else None
         self.branches = tuple(b.name for b in bundle.manifest.branches)
 
     def session(self, role: str) -> Session:
@@ -87,6 +110,8 @@ class RoutedGraphs:
         """
         if role not in self._sessions:
             self._sessions[role] = open_session(self._bundle, self._entries[role], self._threads)
+            if note := slower_here(self._sessions[role], self._entries[role]):
+                self.notes.append(note)
         return self._sessions[role]
 
     def answer(self, source: Pixels, preprocessing: Preprocessing, branch: str = "auto") -> Answer:
@@ -217,6 +242,8 @@ def _reason(target: str) -> str | None:
 
 
 def _preference(target: str) -> int:
+    if target == "litert" and litert_is_outdated():  # slower than ONNX Runtime, then
+        return len(TARGETS)
     return TARGETS.index(target) if target in TARGETS else len(TARGETS)
 
 

@@ -85,22 +85,30 @@ def policy_for_drop(scores: Scores, correct: npt.NDArray[np.bool_], max_drop_pp:
 def match_policy(scores: Scores, positions: npt.NDArray[np.int64], branches: int) -> RouterPolicy:
     """The policy on another engine's scores that sends the fewest images elsewhere than `positions` does.
 
-    An int8 router's scores are shifted and coarse, so the fp32 router's bounds would part images at other places.
+    An int8 router's scores are shifted and coarse, so the fp32 router's bounds would part images at other places. The
+    sorted scores are cut into one run a branch by dynamic programming: least[j] is the smallest number misrouted among
+    the first j, if the branches so far end there.
 
     Args:
         scores: that engine's difficulty, float32 [n].
         positions: branch of each image by the reference, int64 [n].
     """
     order = np.argsort(scores, kind="stable")
-    ranked = scores[order]
-    parts = np.concatenate([[True], np.diff(ranked) > 0, [True]])  # no bound can part equal scores
-    bounds: list[float] = []
-    for branch in range(branches - 1):
-        harder = (positions[order] > branch).astype(np.int64)
-        # wrong at a cut: harder images before it, easier ones after it
-        wrong = np.concatenate([[0], np.cumsum(harder)]) + np.concatenate([np.cumsum((1 - harder)[::-1])[::-1], [0]])
-        bounds.append(_bound_after(ranked, int(np.where(parts, wrong, len(scores) + 1).argmin())))
-    return RouterPolicy(tuple(np.maximum.accumulate(bounds).tolist()))
+    ranked, count = scores[order], len(scores)
+    cuttable = np.concatenate([[True], np.diff(ranked) > 0, [True]])  # no bound can part equal scores
+    least = np.where(np.arange(count + 1) == 0, 0, count + 1)
+    starts: list[npt.NDArray[np.int64]] = []
+    for branch in range(branches):
+        wrong = np.concatenate([[0], np.cumsum(positions[order] != branch)])
+        best = np.minimum.accumulate(least - wrong)
+        reached = np.concatenate([[True], np.diff(best) < 0])  # where the minimum so far was attained
+        starts.append(np.maximum.accumulate(np.where(reached, np.arange(count + 1), 0)))
+        least = np.where(cuttable, wrong + best, 2 * count + 2)
+    cuts, end = [], count
+    for start in reversed(starts[1:]):
+        end = int(start[end])
+        cuts.append(end)
+    return RouterPolicy(tuple(_bound_after(ranked, cut) for cut in reversed(cuts)))
 
 
 def _bound_after(ranked: Scores, count: int) -> float:

@@ -171,16 +171,18 @@ def test_every_system_is_gated_and_the_targets_are_compared(built_both: Path, da
         assert exact["max_logit_difference"] < 2e-3  # the reference is stored in half precision
     for name in ("onnx", "litert"):
         assert parity["targets"][name]["max_logit_difference"] > parity["targets"]["litert/fp32"]["max_logit_difference"]
-    (pair,) = parity["between"]
-    assert set(pair["targets"]) == {"onnx", "litert"}
-    assert 0 < pair["agreement"] <= 1 and 0 < pair["router_agreement"] <= 1
-    assert 0 < pair["max_logit_difference"] < 1
+    assert {pair["precision"] for pair in parity["between"]} == {"int8", "fp32"} and len(parity["between"]) == 2
+    for pair in parity["between"]:
+        assert set(pair["targets"]) == {"onnx", "litert"}
+        assert 0 < pair["agreement"] <= 1 and 0 < pair["router_agreement"] <= 1
+        assert 0 < pair["max_logit_difference"] < (1 if pair["precision"] == "int8" else 1e-3)
 
 
 def test_the_comparison_of_targets_is_said(built_both: Path, data: Path) -> None:
-    (pair,) = open_bundle(built_both).manifest.parity["between"]  # type: ignore[index]
     said = cli("verify", built_both, "--data-root", data).out
-    assert f"onnx and litert: {100 * pair['agreement']:.1f}% same answers, logits differ by" in said
+    for pair in open_bundle(built_both).manifest.parity["between"]:  # type: ignore[index]
+        same = f"{100 * pair['agreement']:.1f}% same answers"
+        assert f"onnx and litert {pair['precision']}: {same}, logits differ by" in said
 
 
 def _shift_classes(content: bytes) -> bytes:

@@ -47,7 +47,8 @@ def _type_cell(kind: Any) -> str:
     elif typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         names = {float: "numbers", int: "whole numbers", str: "texts"}
-        said = "list of " + names.get(item, "mappings")
+        choices = " or ".join(f"`{c}`" for c in typing.get_args(item)) if typing.get_origin(item) is typing.Literal else None
+        said = "list of " + (choices or names.get(item, "mappings"))
     else:
         said = {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(kind, "mapping")
     return said + (" or null" if nullable else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -199,13 +200,16 @@ def test_one_failing_target_fails_the_gate() -> None:
     }
 
 
-def test_targets_are_compared_with_each_other_in_their_first_precision_alone() -> None:
+def test_targets_are_compared_with_each_other_at_each_precision_that_both_have() -> None:
     """The systems of a bundle by name: `target`, and `target/precision` of any further precision."""
     reference = make_reference()
     sound = perfect(reference)
-    answers = dict.fromkeys(("onnx", "onnx/fp32", "litert", "litert/fp32", "other"), sound)
+    fp32 = dataclasses.replace(sound, precision="fp32")
+    answers = {"onnx": sound, "onnx/fp32": fp32, "litert": sound, "litert/fp32": fp32, "other": sound}
     report = judge(reference, POLICY, answers, NAMES, LIMITS)
-    assert [pair["targets"] for pair in report.between] == [["onnx", "litert"], ["onnx", "other"], ["litert", "other"]]
+    assert [(*pair["targets"], pair["precision"]) for pair in report.between] == [
+        ("onnx", "litert", "int8"), ("onnx", "other", "int8"), ("onnx", "litert", "fp32"), ("litert", "other", "int8")
+    ]  # fmt: skip
     assert set(report.targets) == set(answers)
     assert {name.rsplit(".", 1)[0] for name in verdicts(report)} == set(answers)
     assert gate(reference, sound).between == ()

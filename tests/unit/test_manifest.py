@@ -128,11 +128,11 @@ def test_a_router_of_one_precision_serves_both_and_one_of_two_each_its_own() -> 
     assert len(manifest.systems) == 4 and inconsistencies(manifest) == []
 
 
-def test_bounds_are_the_references_for_an_fp32_router_and_the_targets_for_its_int8_one() -> None:
-    router = _with_graphs(("litert", "simple", "int8"), router=BOUNDS).router
-    assert router is not None
-    assert (router.bounds_of("litert", "int8"), router.bounds_of("litert", "fp32")) == ((0.4,), (0.5,))
-    assert router.bounds_of("onnx", "fp32") == (0.5,)
+def test_a_targets_bounds_are_its_int8_routers_and_an_fp32_router_beside_it_takes_the_references() -> None:
+    both = [("litert", "router", precision) for precision in ("int8", "fp32")]
+    manifest = _with_graphs(*both, ("onnx", "router", "fp32"), ("onnx", "simple", "int8"), router=BOUNDS)
+    assert (manifest.router_bounds("litert", "int8"), manifest.router_bounds("litert", "fp32")) == ((0.4,), (0.5,))
+    assert manifest.router_bounds("onnx", "fp32") == (0.5,)
 
 
 def test_a_precision_that_a_branch_lacks_is_no_system() -> None:

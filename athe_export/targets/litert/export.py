@@ -5,28 +5,25 @@ Afterwards every layer's op bears its torch module's name, which the recipe's gl
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
 import math
 import os
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from athe_export.branches import BranchGraphSource
-from athe_export.errors import ExportError
+from athe_export.errors import ExportError, MissingDependency
 from athe_export.preprocessing import Tensor
-from athe_export.runtime.litert_session import LitertSession, native_stderr_muted
+from athe_export.runtime.litert_session import LitertSession
 from athe_export.targets.equality import require_equal
 from athe_export.targets.litert.graph import LitertGraph, pack, require_static, unpack
+from athe_export.targets.quiet import quiet
 
-_PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
 _PACKAGE = re.compile(r"\b(?:\w+\.)+(?=\w)")  # of `athe_export.model.deit.Block_0/…` leave `Block_0/…`
 
 
@@ -43,11 +40,10 @@ def export(source: BranchGraphSource, images: Iterable[Tensor]) -> LitertGraph:
     """
     example = torch.zeros(1, 3, source.image_size, source.image_size)
     before = _weights_digest(source.module)
+    convert = _converter()
     try:
-        with _quiet():
-            import litert_torch  # slow, and prints: only where it is needed
-
-            content = bytes(litert_torch.convert(source.module, (example,)).model_content())
+        with quiet():
+            content = bytes(convert(source.module, (example,)).model_content())
     except Exception as err:  # the converter raises many kinds; all of them mean the same to the user
         raise ExportError(
             f"litert-torch cannot convert it: {(str(err).strip().splitlines() or [type(err).__name__])[0]}",
@@ -60,6 +56,21 @@ def export(source: BranchGraphSource, images: Iterable[Tensor]) -> LitertGraph:
     require_static(graph, f"export of {source.role}")
     require_equal(LitertSession(graph.content), source, images, "export")
     return graph
+
+
+def _converter() -> Callable[..., Any]:
+    """litert_torch.convert, told not to print its steps; imported here since that takes seconds."""
+    os.environ["LITERT_TORCH_SHOW_PROGRESS"] = "no"
+    try:
+        with quiet():
+            import litert_torch
+    except Exception as err:  # a package below it that is missing or does not fit
+        raise MissingDependency(
+            f"litert-torch cannot be imported: {(str(err).strip().splitlines() or [type(err).__name__])[0]}",
+            where="target litert",
+            remedy='pip install "athe-export[build]"',
+        ) from err
+    return litert_torch.convert
 
 
 def _named(content: bytes, source: BranchGraphSource) -> bytes:
@@ -98,26 +109,3 @@ def _weights_digest(module: nn.Module) -> str:
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The converter reports its steps, and the packages below it what they lack, in print, logs and native output."""
-    shown = os.environ.get(_PROGRESS)
-    os.environ[_PROGRESS] = "no"
-    logging.disable(logging.CRITICAL)
-    aside = io.StringIO()  # sys.stderr too: on a terminal it is not file descriptor 2 but Rich's
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(aside),
-            contextlib.redirect_stderr(aside),
-            native_stderr_muted(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-        os.environ.pop(_PROGRESS)
-        if shown is not None:
-            os.environ[_PROGRESS] = shown

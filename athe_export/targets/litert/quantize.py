@@ -6,12 +6,8 @@ Token scorers stay float: a flipped choice of tokens costs more than the layer s
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -23,9 +19,10 @@ from ai_edge_quantizer.utils import qsv_utils
 from athe_export.errors import CalibrationError, ExportError
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import LitertQuantizeSpec
-from athe_export.runtime.litert_session import LitertSession, native_stderr_muted
+from athe_export.runtime.litert_session import LitertSession
 from athe_export.targets.keep_float import kept_float
-from athe_export.targets.litert.graph import LitertGraph, require_static
+from athe_export.targets.litert.graph import LitertGraph, Op, require_static
+from athe_export.targets.quiet import quiet
 
 _LAYERS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 _CHUNK = 16  # images that the calibrator is handed at once, since it goes over them twice
@@ -53,9 +50,16 @@ def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Tens
     for layer in keep:  # the library ends each of an op's output names with a semicolon
         for kind in _LAYERS:
             job.update_quantization_recipe(f"^{re.escape(layer)};$", _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
-    with _quiet():
-        ranges = _ranges(graph, job, images) if job.need_calibration else None
-        result = job.quantize(ranges, enable_progress_report=False)
+    try:
+        with quiet():
+            ranges = _ranges(graph, job, images) if job.need_calibration else None
+            result = job.quantize(ranges, enable_progress_report=False)
+    except (ValueError, RuntimeError, KeyError) as err:
+        raise ExportError(
+            f"ai-edge-quantizer fails: {(str(err).strip().splitlines() or [type(err).__name__])[0]}",
+            where=f"quantization of {graph.role}",
+            remedy="keep the layers that it names float: targets.litert.quantize.keep_float",
+        ) from err
     quantized = LitertGraph(graph.role, "int8", bytes(result.quantized_model))
     require_static(quantized, f"quantization of {graph.role}")
     _require_coverage(graph, quantized, keep)
@@ -69,15 +73,30 @@ def require_delegation(before: LitertGraph, after: LitertGraph) -> None:
     if int8.partitions <= fp32.partitions:
         return
     fresh = [op for op in int8.outside if op not in fp32.outside] or list(int8.outside)
-    layers = [op.name for op in before.ops if op.has_weight]
-    named = next((layer for op in fresh for layer in layers if op.split(" ", 1)[1].startswith(layer)), None)
-    glob = named or ("router.*" if after.role == "router" else "*")
+    blamed = _layer_behind(after, {op.split(" ", 1)[1] for op in fresh})
+    remedy = "use another targets.litert.quantize.scheme, or precisions: [fp32]"
+    if blamed is not None:
+        remedy = f'keep it float: targets.litert.quantize.keep_float: ["{blamed}"]'
     raise ExportError(
         f"XNNPACK takes the int8 graph in {int8.partitions} partitions and the fp32 graph in {fp32.partitions}; "
         f"what it leaves out: {', '.join(fresh[:8])}",
         where=f"quantization of {after.role}",
-        remedy=f'keep it float: targets.litert.quantize.keep_float: ["{glob}"]',
+        remedy=remedy,
     )
+
+
+def _layer_behind(graph: LitertGraph, names: set[str]) -> str | None:
+    """The int8 layer that the first op of these names is, or gets its input from."""
+    maker = {tensor.name: op for op in graph.ops for tensor in op.outputs}
+    todo: list[Op] = [op for op in graph.ops if op.name in names][:1]
+    seen: set[str] = set()
+    while todo:
+        op = todo.pop(0)
+        if op.has_weight and op.is_int8:
+            return op.name
+        seen.add(op.name)
+        todo += [maker[t.name] for t in op.inputs if t.name in maker and maker[t.name].name not in seen]
+    return None
 
 
 def _kind(name: str) -> Any:
@@ -85,7 +104,8 @@ def _kind(name: str) -> Any:
 
 
 def _configure(job: quantizer.Quantizer, graph: LitertGraph, spec: LitertQuantizeSpec) -> None:
-    """A router is static in every op whatever the scheme: XNNPACK has no depthwise convolution of float inputs."""
+    """A router is static in every op whatever the scheme: XNNPACK has no depthwise convolution that takes float inputs and
+    int8 weights."""
     if graph.role == "router":
         job.add_static_config(".*", _kind("*"), _BITS, _BITS)
         return
@@ -127,21 +147,3 @@ def _require_coverage(before: LitertGraph, after: LitertGraph, keep: list[str]) 
         )
     if broken := sorted(done & set(keep)):
         raise ExportError(f"layers became int8 that were to stay float: {', '.join(broken[:8])}", where=after.role)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The library prints its progress and advises on how it itself uses LiteRT, and LiteRT names each delegate."""
-    logging.disable(logging.CRITICAL)
-    aside = io.StringIO()  # sys.stderr too: on a terminal it is not file descriptor 2 but Rich's
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(aside),
-            contextlib.redirect_stderr(aside),
-            native_stderr_muted(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 
@@ -17,6 +13,7 @@ from athe_export.preprocessing import Tensor
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.targets.equality import require_equal
 from athe_export.targets.onnx.graph import OnnxGraph, count_mmacs, require_static
+from athe_export.targets.quiet import quiet
 
 
 def export(source: BranchGraphSource, opset: int, images: Iterable[Tensor]) -> OnnxGraph:
@@ -33,7 +30,7 @@ def export(source: BranchGraphSource, opset: int, images: Iterable[Tensor]) -> O
     """
     example = torch.zeros(1, 3, source.image_size, source.image_size)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 source.module,
                 (example,),
@@ -65,17 +62,3 @@ def _reason(err: BaseException) -> str:
         err = err.__cause__
     said = str(err).strip().splitlines() or [type(err).__name__]
     return re.sub(r"\x1b\[[0-9;]*m", "", said[0])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints and warns about things no user can act on (a torchvision that is not needed)."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)

@@ -7,8 +7,6 @@ Token scorers stay float too: a flipped choice of tokens costs more than the lay
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -24,6 +22,7 @@ from athe_export.preprocessing import Tensor
 from athe_export.recipe import OnnxQuantizeSpec
 from athe_export.targets.keep_float import kept_float
 from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
+from athe_export.targets.quiet import quiet
 
 OP_TYPES = ["Gemm"]
 _CHUNK = 16  # images whose intermediate outputs are held at once while calibrating
@@ -47,7 +46,7 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
         ExportError: a layer that should be int8 is not, or the graph is no longer static.
     """
     keep = kept_float((node.name for node, _ in weighted_nodes(graph.model)), spec.keep_float)
-    with _workspace() as folder, _quiet():
+    with _workspace() as folder, quiet():
         source, result = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(graph.model, source)
         quant_pre_process(source, folder / "ready.onnx", skip_optimization=True, skip_symbolic_shape=True)
@@ -122,18 +121,6 @@ def _workspace() -> Iterator[Path]:
             where=tempfile.gettempdir(),
             remedy="free some space there, or set TMPDIR to a folder that has more",
         ) from err
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer advises on the root logger about steps taken on purpose, and its calibrators print to stdout."""
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.getLogger().setLevel(level)
 
 
 class _Reader(CalibrationDataReader):
