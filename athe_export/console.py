@@ -153,6 +153,8 @@ def print_verify(report: VerifyReport) -> None:
     ]  # fmt: skip
     columns = ("target", "role", "precision", "same answers", "bit equal", "largest difference", "allowed", "golden")
     print_table(columns, rows)
+    for note in (g.note for g in report.golden if g.note):
+        say(f"note: {note}")
     for left in report.not_run:
         say(f"not run: {left.target}: {left.why} ({', '.join(left.files)})")
     if report.parity:

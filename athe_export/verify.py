@@ -49,7 +49,7 @@ class VerifyReport:
         """What to do about `broken`."""
         broken = {g.target for g in self.golden if not g.passed}
         if "litert" in broken:
-            return "install ai-edge-litert in the version of the manifest's tools, or use another target or --precision fp32"
+            return "install ai-edge-litert in the version of the manifest's tools, or run another target: --target onnx"
         if broken:
             return (
                 "install the versions in the manifest's tools; if this is an x86 processor without VNNI, 8-bit weights "

@@ -22,7 +22,7 @@ from athe_export.runtime.routing import RouterPolicy
 
 # The difference that another machine may show. int8 graphs have float ops between integer ones, so one rounding can fall
 # the other way there, which moves logits by a small part of their spread; fp32 differs by summation order alone.
-INT8_TOLERANCE = 0.05  # of the standard deviation of a graph's logits
+INT8_TOLERANCE = 0.2  # of the standard deviation of a graph's logits
 FP32_TOLERANCE = 1e-3
 INT8_ROUTER = "router/int8"  # key of the tolerance of int8 routers, whose scores come in steps of 1/256
 INT8_ROUTER_TOLERANCE = 3 / 256

@@ -12,7 +12,7 @@ from athe_export.errors import BundleIntegrityError, MissingDependency, UsageErr
 from athe_export.preprocessing import Tensor
 
 REMEDY = 'pip install "athe-export[onnx]"'
-_TOO_OLD = re.compile(r"opset \d+ is under development|[Uu]nsupported model IR version|is not a registered function/op")
+_TOO_OLD = re.compile(r"[Oo]pset \d+ is under development|[Uu]nsupported model IR version|is not a registered function/op")
 
 
 def onnxruntime_available() -> bool:

@@ -223,7 +223,7 @@ def resolve_target(manifest: Manifest, target: str) -> tuple[str, Mapping[str, s
 
 def remedy_for(targets: Iterable[str]) -> str:
     """The command that installs the engine of the first of these targets that `auto` would take."""
-    known = [t for t in sorted(targets, key=_preference) if t in TARGETS]
+    known = sorted((t for t in targets if t in TARGETS), key=TARGETS.index)
     return f'pip install "athe-export[{known[0]}]"' if known else "install the athe-export that wrote the bundle"
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from PIL import Image
 
 from athe_export.data.shapes import Shapes
 from athe_export.targets.litert.graph import pack, unpack
-from tests.tools import cli, command, error_of, replace_file, require_one_message
+from tests.tools import (
+    blocked_python,
+    cli,
+    command,
+    edit_manifest,
+    error_of,
+    refused,
+    replace_file,
+    require_one_message,
+)
 
 LITERT = ("ai_edge_litert", "tflite_runtime")
 ENGINES = {"onnx": ("onnxruntime",), "litert": LITERT}
@@ -112,7 +124,110 @@ def test_doctor_tells_which_engine_is_ready(photo: Path) -> None:
     assert litert["missing"] == ["ai_edge_litert|tflite_runtime"] and "athe-export[litert]" in litert["remedy"]
 
 
-# a runtime that is too old for one graph
+def test_without_the_converter_a_build_says_what_to_install_and_writes_nothing(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = tiny(targets={"litert": {}})
+    outcome = command("build", recipe, "-o", tmp_path / "out" / "b", "--json", blocked=["litert_converter", "litert_torch"])
+    error = error_of(outcome, 6, "missing_dependency")
+    assert "litert_torch, litert_converter" in error["message"] and error["remedy"] == 'pip install "athe-export[build]"'
+    assert not (tmp_path / "out").exists()
+
+
+# a runtime that is too old for one graph, or for them all to be fast
+
+
+# tflite_runtime as far as the code can see: the real interpreter under the name that it had before
+_OLD_NAME = """
+import sys
+block = sys.meta_path.pop(0)
+from ai_edge_litert.interpreter import Interpreter
+sys.meta_path.insert(0, block)
+for name in [n for n in sys.modules if n.split(".")[0] == "ai_edge_litert"]:
+    del sys.modules[name]
+"""
+
+
+def test_tflite_runtime_comes_after_onnx_runtime_since_int8_is_slow_in_it(
+    built_both: Path, litert_only: tuple[Path, Any], photo: Path, tmp_path: Path
+) -> None:
+    package = tmp_path / "site" / "tflite_runtime"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "interpreter.py").write_text(_OLD_NAME)
+    code = f"import sys; sys.path.insert(0, {str(package.parent)!r})\nfrom athe_export.cli import main; main()"
+
+    def target(bundle: Path, *blocked: str) -> str:
+        done = blocked_python(code, ["ai_edge_litert", *blocked], "run", bundle, photo, "--json")
+        assert done.returncode == 0, done.stderr
+        found: str = json.loads(done.stdout)["target"]
+        return found
+
+    assert target(built_both) == "onnx"
+    assert target(built_both, "onnxruntime") == target(litert_only[0]) == "litert"
+
+
+def test_graphs_that_xnnpack_takes_in_more_parts_than_where_they_were_built_are_noted(
+    bundle_both: Path, photo: Path
+) -> None:
+    """As if XNNPACK had taken them whole there."""
+    assert cli("run", bundle_both, photo, "--json").document["notes"] == []
+
+    def claim(manifest: dict[str, Any]) -> None:
+        for graph in (g for g in manifest["graphs"] if g["role"] == "simple" and g["xnnpack"]):
+            graph["xnnpack"]["partitions"] = 1
+
+    edit_manifest(bundle_both, claim)
+    (note,) = cli("run", bundle_both, photo, "--branch", "simple", "--json").document["notes"]
+    assert "litert/simple.int8.tflite in 2 partitions here and took it in 1" in note and "ai-edge-litert" in note
+    assert "note: XNNPACK takes litert/simple.int8.tflite" in cli("run", bundle_both, photo, "--branch", "simple").out
+    verified = cli("verify", bundle_both, "--json")
+    assert verified.code == 0
+    noted = {(g["target"], g["role"], g["precision"]) for g in verified.document["golden"] if g["note"]}
+    assert noted == {("litert", "simple", "int8"), ("litert", "simple", "fp32")}
+
+
+@pytest.mark.parametrize("name", ["litert/complex.int8.tflite", "onnx/complex.int8.onnx"])
+def test_a_graph_of_other_shapes_than_the_manifest_says_is_refused(bundle_both: Path, photo: Path, name: str) -> None:
+    target, _, kind = name.partition("/complex.int8")
+    replace_file(bundle_both, name, (bundle_both / f"{target}/router.fp32{kind}").read_bytes())
+    for verb in (["verify", bundle_both], ["run", bundle_both, photo, "--branch", "complex", "--target", target]):
+        error = refused(5, "bundle_integrity", *verb)
+        assert "shapes are not those in the manifest" in error["message"] and error["where"] == str(bundle_both / name)
+
+
+@pytest.mark.parametrize("change", ["opset", "ir_version"])
+def test_an_onnx_graph_that_the_runtime_is_too_old_for_is_not_passed_and_the_others_are_run(
+    bundle_both: Path, change: str
+) -> None:
+    name = "onnx/simple.int8.onnx"
+    model = onnx.load(bundle_both / name)
+    if change == "opset":
+        model.opset_import[0].version = 99
+    else:
+        model.ir_version = 99
+    replace_file(bundle_both, name, model.SerializeToString())
+    found = cli("verify", bundle_both, "--json")
+    assert found.code == 0, found.err
+    (left,) = found.document["not_run"]
+    assert (left["target"], left["files"]) == ("onnx", [name]) and "upgrade onnxruntime" in left["why"]
+    assert len(found.document["golden"]) == 10
+
+
+def test_where_no_system_is_whole_verify_does_not_pass(with_a_newer_graph: Path) -> None:
+    """Each graph but one of every system runs; the bundle can classify nothing all the same."""
+
+    def litert_alone(manifest: dict[str, Any]) -> None:
+        gone = [g for g in manifest["graphs"] if g["target"] == "onnx" or (g["role"], g["precision"]) == ("complex", "fp32")]
+        manifest["graphs"] = [g for g in manifest["graphs"] if g not in gone]
+        manifest["files"] = [f for f in manifest["files"] if f["path"] not in [g["file"] for g in gone]]
+        manifest["parity"] = None
+        for graph in gone:
+            (with_a_newer_graph / graph["file"]).unlink()
+
+    edit_manifest(with_a_newer_graph, litert_alone)
+    error = refused(6, "missing_dependency", "verify", with_a_newer_graph)
+    assert "SOFTMAX version 99" in error["message"] and "litert/complex.int8.tflite" in error["message"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -176,13 +177,14 @@ def test_converting_leaves_the_torch_module_as_it_was() -> None:
     assert torch.equal(module(image), answered)  # and it still takes other batch sizes
 
 
-def test_converting_says_nothing_and_leaves_the_surroundings_as_they_were(
-    real_images: tuple[Tensor, ...], capfd: pytest.CaptureFixture[str]
+def test_converting_says_nothing_and_lets_others_speak_afterwards(
+    real_images: tuple[Tensor, ...], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = dict(os.environ)
     export(source_of(Small()), real_images[:1])
-    assert dict(os.environ) == before
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "") and caplog.records == []
+    logging.getLogger("someone").error("heard")
+    os.write(2, b"heard")
+    assert caplog.messages == ["heard"] and "heard" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

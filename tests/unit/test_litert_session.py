@@ -96,6 +96,29 @@ def test_a_file_that_is_no_tflite_graph_is_one_clear_error(content: bytes) -> No
     assert error.what.startswith("ai_edge_litert cannot load the graph") and "copy the bundle again" in error.remedy
 
 
+def _also_give_the_input(model: Any) -> None:
+    graph = model.subgraphs[0]
+    graph.outputs = [*graph.outputs, *graph.inputs]
+
+
+def _take_nothing(model: Any) -> None:
+    model.subgraphs[0].inputs = []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(_also_give_the_input, "1 inputs and 2 outputs"), (_take_nothing, "cannot load the graph")],
+    ids=["two outputs", "no input"],
+)
+def test_a_graph_of_other_ends_than_one_image_and_one_answer_is_refused(
+    litert_graphs: Graphs, change: Callable[[Any], None], said: str
+) -> None:
+    model = unpack(litert_graphs["router"].content)
+    change(model)
+    error = refused(pack(model))
+    assert isinstance(error, BundleIntegrityError) and said in error.what
+
+
 def test_an_onnx_graph_is_no_tflite_graph(built_both: Path) -> None:
     assert isinstance(refused((built_both / "onnx/simple.int8.onnx").read_bytes()), BundleIntegrityError)
 
