@@ -79,8 +79,9 @@ def graph_outputs(
 
 def tolerances(outputs: dict[str, npt.NDArray[np.float32]]) -> dict[str, float]:
     """Largest allowed absolute difference by precision, from a bundle's own outputs keyed as stored."""
-    spreads = [float(x.std()) for name, x in outputs.items() if name.endswith("/int8") and not name.endswith(INT8_ROUTER)]
-    routers = {INT8_ROUTER: INT8_ROUTER_TOLERANCE} if any(name.endswith(INT8_ROUTER) for name in outputs) else {}
+    int8 = [(name.partition("/")[2], float(x.std())) for name, x in outputs.items() if name.endswith("/int8")]
+    spreads = [spread for graph, spread in int8 if graph != INT8_ROUTER]
+    routers = {INT8_ROUTER: INT8_ROUTER_TOLERANCE} if len(spreads) < len(int8) else {}
     return {"int8": INT8_TOLERANCE * min(spreads, default=1.0), "fp32": FP32_TOLERANCE} | routers
 
 

@@ -133,6 +133,13 @@ def test_keep_float_keeps_what_its_globs_name(graph: OnnxGraph, images: tuple[Te
     assert len(quantized.int8_ops) == 3 * 3
 
 
+def test_keeping_every_linear_layer_float_is_refused(graph: OnnxGraph, images: tuple[Tensor, ...]) -> None:
+    """The patch convolution that is left stays float for this target in any case."""
+    with pytest.raises(RecipeError, match="leaves nothing of branch simple to quantize") as caught:
+        quantize(graph, OnnxQuantizeSpec(keep_float=("blocks.*", "head")), images)
+    assert caught.value.where == "targets.onnx.quantize.keep_float" and "fp32" in caught.value.remedy
+
+
 def test_a_keep_float_glob_without_a_match_is_refused(source: BranchGraphSource) -> None:
     def check(*globs: str) -> None:
         require_layers(Targets(onnx=OnnxTarget(quantize=OnnxQuantizeSpec(keep_float=globs))), {"simple": source.layers})

@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from athe_export.errors import CalibrationError, EnvironmentFailure, ExportError
+from athe_export.errors import CalibrationError, EnvironmentFailure, ExportError, RecipeError
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import OnnxQuantizeSpec
 from athe_export.targets.keep_float import kept_float
@@ -44,6 +44,7 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
     Raises:
         CalibrationError: no calibration images.
         ExportError: a layer that should be int8 is not, or the graph is no longer static.
+        RecipeError: keep_float leaves no linear layer to quantize.
     """
     keep = kept_float((node.name for node, _ in weighted_nodes(graph.model)), spec.keep_float)
     with _workspace() as folder, quiet():
@@ -141,6 +142,12 @@ def _products(graph: OnnxGraph) -> list[str]:
 def _require_coverage(before: OnnxGraph, after: OnnxGraph, keep: list[str]) -> None:
     """Every layer that was asked to be int8 is, and none that was to stay float: nothing unnamed either way."""
     wanted = {node.name for node, _ in weighted_nodes(before.model) if node.op_type in OP_TYPES} - set(keep)
+    if not wanted:  # a convolution may be left, which this target keeps float
+        raise RecipeError(
+            f"keep_float leaves nothing of branch {before.role} to quantize",
+            where="targets.onnx.quantize.keep_float",
+            remedy="shorten the list, or ask for precisions: [fp32]",
+        )
     done = {name.removesuffix("_quant").removesuffix("_MatMul") for name in after.int8_ops}
     if missing := sorted(wanted - done):
         raise ExportError(
