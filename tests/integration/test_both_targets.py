@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from athe_export.bundle.reader import open_bundle
 from athe_export.data.shapes import Shapes
 from athe_export.runtime.predictor import Predictor, open_session, preprocessing_of
-from athe_export.runtime.routing import RouterPolicy
+from athe_export.runtime.routing import RouterPolicy, match_policy
 from athe_export.targets.litert.graph import LitertGraph, pack, unpack
 from tests.tools import cli, edit_arrays, edit_manifest, error_of, refused, replace_file
 
@@ -144,6 +145,26 @@ def test_an_int8_router_is_held_against_bounds_of_its_own_and_an_fp32_router_aga
             found = predictor.predict(Shapes().image("test", index))
             assert found.router_score is not None
             assert found.branch == predictor.graphs.branches[policy.branch_of(found.router_score)]
+
+
+def test_the_int8_routers_bounds_are_matched_to_what_the_reference_did_with_the_calibration_images(
+    built_both: Path,
+) -> None:
+    manifest = open_bundle(built_both).manifest
+    assert manifest.router is not None
+    ids = yaml.safe_load((built_both.parent / "calibration.yaml").read_text())["ids"]
+    int8, fp32 = (Predictor.load(built_both, "litert", precision).graphs.session("router") for precision in ("int8", "fp32"))
+    preprocessing, shapes = preprocessing_of(manifest), Shapes()
+    tensors = [preprocessing.tensor(preprocessing.source(shapes.image("train", i)), 32) for i in ids]
+    coarse, exact = (np.array([s.run(t)[0] for t in tensors], np.float32) for s in (int8, fp32))
+    reference = RouterPolicy(manifest.router.bounds["reference"]).branches_of(exact)
+    expected = match_policy(coarse, reference, 2)
+    assert manifest.router.bounds["litert"] == pytest.approx(expected.bounds, abs=1e-6)
+    assert manifest.router.bounds["litert"] != manifest.router.bounds["reference"]
+    assert manifest.router.bounds["onnx"] == manifest.router.bounds["reference"]
+    matched = RouterPolicy(manifest.router.bounds["litert"]).branches_of(coarse)
+    plain = RouterPolicy(manifest.router.bounds["reference"]).branches_of(coarse)
+    assert (matched == reference).mean() >= (plain == reference).mean()
 
 
 def test_both_targets_route_and_answer_nearly_alike_in_fp32(built_both: Path) -> None:
