@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from athe_export.targets.litert.graph import LitertGraph
 
 ROOT = Path(__file__).parent.parent
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve other builds of the cores
 
 TINY: dict[str, Any] = {
     "schema": 1,
