@@ -182,7 +182,7 @@ def _branch(system: System, branch: BranchSpec, share: BranchShare) -> BranchEnt
     return BranchEntry(
         branch.name,
         branch.heads,
-        tuple(PruneEntry(after, k) for after, k in branch.kept_tokens(system.model.recipe.model)),
+        tuple(PruneEntry(after, k) for after, k in branch.kept_tokens(system.model.recipe.model.patches)),
         branch.scorer,
         tuple(tuple(h) for h in heads) if heads else None,
         len(share.positions),

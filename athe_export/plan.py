@@ -49,7 +49,7 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
         "branches": [
             {
                 "name": b.name,
-                "tokens": [k for _, k in b.kept_tokens(recipe.model)] or [recipe.model.patches],
+                "tokens": [k for _, k in b.kept_tokens(recipe.model.patches)] or [recipe.model.patches],
                 "of": recipe.model.patches,
                 "heads": b.heads,
             }

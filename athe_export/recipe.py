@@ -109,9 +109,9 @@ class BranchSpec:
     prune: tuple[PruneSpec, ...] = key("where tokens are pruned; none: dense", default=())
     scorer: Literal["linear", "cls_attention"] = key("token scores: learned linear, or CLS attention", default="linear")
 
-    def kept_tokens(self, model: ModelSpec) -> tuple[tuple[int, int], ...]:
-        """(after_blocks, k) per prune stage; k = round-half-up of keep x the patch tokens that reach it."""
-        stages, tokens = [], model.patches
+    def kept_tokens(self, patches: int) -> tuple[tuple[int, int], ...]:
+        """(after_blocks, k) per prune stage; k = round-half-up of keep x those of the patch tokens that reach it."""
+        stages, tokens = [], patches
         for stage in self.prune:
             tokens = int(stage.keep * tokens + 0.5)
             stages.append((stage.after_blocks, tokens))
@@ -170,10 +170,17 @@ class ParitySpec:
 @dataclass(frozen=True)
 class PhaseSpec:
     epochs: int = key("passes over the training images", min=1, max=10000)
+    images: int | None = key("images an epoch, drawn anew each; null: all", default=None, min=1)
     image_size: int | None = key("train at this size; null: the model's", default=None, min=8, max=1024)
+    patch_keep: float = key("share of the patches that are seen, drawn at random", default=1.0, above=0, max=1)
     lr: float = key("peak learning rate", default=0.001, above=0, max=1)
     batch_size: int = key("images a step", default=128, min=1, max=65536)
     light: bool = key("only crop, flip and label smoothing of the regularisation below", default=False)
+
+    def patches_seen(self, model: ModelSpec) -> int:
+        """Number of patches of an image that reach the first block; round-half-up."""
+        side = (self.image_size or model.image_size) // model.patch
+        return int(self.patch_keep * side**2 + 0.5)
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,7 @@ class TrainSpec:
     distill: float = key("weight of self-distillation from the dense path", default=0.5, min=0, max=1)
     distill_tokens: float = key("weight of the kept tokens' distance to the dense path's", default=0.0, min=0, max=100)
     rank_epochs: int = key("heads are ranked before each of this many adaptive epochs, then frozen", default=1, min=1)
+    watch_images: int | None = key("held-out images to watch the run on; null: all", default=None, min=1)
     router_images: int = key("training images that only the router is trained on; 0: none apart", default=0, min=0)
     router_views: int = key("views of a router image that the branches are measured on", default=1, min=1, max=64)
     images: int | None = key("train on the first N images of the split; null: all", default=None, min=1)

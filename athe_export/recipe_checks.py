@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def _check_branch_fit(r: Recipe, sound: _Sound) -> _Found:
         if branch.heads > m.heads:
             yield ("branches", i, "heads"), f"{branch.heads} heads are more than the model's {m.heads}"
         before = 0
-        for j, (stage, (_, kept)) in enumerate(zip(branch.prune, branch.kept_tokens(m), strict=True)):
+        for j, (stage, (_, kept)) in enumerate(zip(branch.prune, branch.kept_tokens(m.patches), strict=True)):
             where = ("branches", i, "prune", j)
             if not before < stage.after_blocks < m.depth:
                 yield (*where, "after_blocks"), f"{stage.after_blocks} must be above {before} and below depth {m.depth}"
@@ -142,25 +141,28 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
             where, size = ("train", kind, i), phase.image_size
             if phase.batch_size % t.repeated_augmentation:
                 yield (*where, "batch_size"), f"{phase.batch_size} is no multiple of repeated_augmentation"
-            if size is None or not sound("model"):
+            if not sound("model") or not sound("train", kind, i):
                 continue
-            if size % r.model.patch:
+            if size is not None and size % r.model.patch:
                 yield (*where, "image_size"), f"model.patch {r.model.patch} does not divide {size}"
             elif kind == "adaptive" and sound("branches"):
-                small = replace(r.model, image_size=size)
-                for name in (b.name for b in r.branches if any(k < 1 for _, k in b.kept_tokens(small))):
-                    yield (*where, "image_size"), f"branch {name} keeps no token at {size} pixels"
-    if t.adaptive and sound("model", "image_size"):
-        last = t.adaptive[-1].image_size
-        if last not in (None, r.model.image_size):
-            where = ("train", "adaptive", len(t.adaptive) - 1)
-            yield (
-                (*where, "image_size"),
-                f"{last} is not the model's {r.model.image_size}, which the last of these phases must have",
-            )
+                patches = phase.patches_seen(r.model)
+                for name in (b.name for b in r.branches if any(k < 1 for _, k in b.kept_tokens(patches))):
+                    yield where, f"branch {name} keeps no token: this phase sees too few patches ({patches})"
+    if t.adaptive and sound("model", "image_size") and sound("train", "adaptive", len(t.adaptive) - 1):
+        last, where = t.adaptive[-1], ("train", "adaptive", len(t.adaptive) - 1)
+        if last.image_size not in (None, r.model.image_size):
+            text = f"{last.image_size} is not the model's {r.model.image_size}, which the last of these phases must have"
+            yield (*where, "image_size"), text
+        if last.patch_keep < 1:
+            yield (*where, "patch_keep"), f"{last.patch_keep} must be 1: the last of these phases sees every patch"
     for i, phase in enumerate(t.router or ()):
-        if sound("train", "router", i) and phase.image_size is not None:
+        if not sound("train", "router", i):
+            continue
+        if phase.image_size is not None:
             yield ("train", "router", i, "image_size"), "has no use here: the router trains at router.image_size"
+        if phase.patch_keep < 1:
+            yield ("train", "router", i, "patch_keep"), "has no use here: the router has no patches"
 
 
 _CHECKS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -49,15 +48,13 @@ class AtheModel(nn.Module):
         if self.router is not None:
             self.router.initialise(seed + 1)
 
-    def stages(self, branch: BranchSpec, image_size: int | None = None) -> tuple[PruneStage, ...]:
-        """The branch's prune stages with their constant k, which is of the model's image size or another one."""
-        spec = self.recipe.model
-        spec = spec if image_size is None else dataclasses.replace(spec, image_size=image_size)
+    def stages(self, branch: BranchSpec, patches: int | None = None) -> tuple[PruneStage, ...]:
+        """The branch's prune stages with their constant k, which is of the model's number of patches or another one."""
         key = _scorer_key(branch.name)
         scorers = self.scorers[key] if key in self.scorers else None
         return tuple(
             PruneStage(after, k, scorers[str(after)] if scorers is not None else None)  # type: ignore[index]
-            for after, k in branch.kept_tokens(spec)
+            for after, k in branch.kept_tokens(patches or self.recipe.model.patches)
         )
 
     def tensor_names(self) -> dict[str, str]:
@@ -84,7 +81,11 @@ class AtheModel(nn.Module):
             raise ValueError(f"branch {branch.name} keeps {branch.heads} heads and no head rank is known")
         return tuple(tuple(sorted(rank[: branch.heads])) for rank in self.head_rank)
 
-    def logits(self, image: Tensor, branch: BranchSpec, trace: Trace | None = None) -> Tensor:
-        """The branch's logits [batch, classes], from shared weights; of smaller images it keeps the same share of tokens."""
-        y: Tensor = self.backbone(image, self.stages(branch, image.shape[-1]), self.heads(branch), trace)
+    def logits(self, image: Tensor, branch: BranchSpec, trace: Trace | None = None, seen: Tensor | None = None) -> Tensor:
+        """The branch's logits [batch, classes], from shared weights; of fewer patches it keeps the same share.
+
+        `seen` [batch, n]: the only patches that the network is given.
+        """
+        patches = (image.shape[-1] // self.recipe.model.patch) ** 2 if seen is None else seen.shape[1]
+        y: Tensor = self.backbone(image, self.stages(branch, patches), self.heads(branch), trace, seen)
         return y

@@ -177,14 +177,15 @@ class DeiT(nn.Module):
         stages: Sequence[PruneStage] = (),
         heads: Sequence[Sequence[int]] | None = None,
         trace: Trace | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Logits [batch, classes] of normalised images float32 [batch, 3, image_size, image_size].
 
-        With other image sizes (progressive training) the position embedding is interpolated. What a `trace` is given
-        for is written into it.
+        With other image sizes (progressive training) the position embedding is interpolated. Of all patches only those
+        of `seen` [batch, n] are looked at; None: all. What a `trace` is given for is written into it.
         """
         batch = image.shape[0]
-        x, bias = self.embed(image), None
+        x, bias = self.embed(image, seen), None
         by_block = {stage.after: stage for stage in stages}
         for index, block in enumerate(self.blocks):
             x, attention = block(x, batch, heads[index] if heads else None, bias, self._depth(index, x, batch))
@@ -198,11 +199,15 @@ class DeiT(nn.Module):
         logits: Tensor = self.head(self.norm(tokens[:, 0]))
         return logits
 
-    def embed(self, image: Tensor) -> Tensor:
-        """Tokens [batch x (patches + 1), dim], CLS first in each image."""
+    def embed(self, image: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Tokens [batch x (patches + 1), dim], CLS first in each image; of the patches only those of `seen` [batch, n]."""
         patches = self.patch_embed(image)
         tokens = torch.cat([self.cls_token.expand(image.shape[0], -1, -1), patches], 1)
-        return (tokens + self._positions(patches.shape[1])).flatten(0, 1)
+        tokens = tokens + self._positions(patches.shape[1])
+        if seen is not None:
+            chosen = F.pad(seen + 1, (1, 0))  # and the CLS token
+            tokens = tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[2]))
+        return tokens.flatten(0, 1)
 
     def _positions(self, patches: int) -> Tensor:
         return self.pos_embed if patches + 1 == self.pos_embed.shape[1] else resize_positions(self.pos_embed, patches)

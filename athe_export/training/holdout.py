@@ -14,10 +14,13 @@ from athe_export.training.plan import Phase
 
 
 class Holdout:
-    """Top-1 of the paths that a phase trains, each as a share of the held-out images."""
+    """Top-1 of the paths that a phase trains, each as a share of the held-out images that the run is watched on."""
 
     def __init__(self, model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device) -> None:
         self._model, self._images, self._preprocessing, self._device = model, images, preprocessing, device
+        assert model.recipe.train is not None
+        watched = model.recipe.train.watch_images
+        self._watched = ImageSet(images.pixels[:watched], images.labels[:watched])
         self._branches: Correct | None = None  # of a router phase, in which they do not change
 
     @property
@@ -28,12 +31,12 @@ class Holdout:
 
     def reached(self, phase: Phase) -> dict[str, float]:
         """In a dense phase the dense path, in an adaptive one every path, both at the phase's size; in the router's the
-        routed model, its bounds fitted on these very images, and the share of the easiest branch."""
-        of = self._model, self._images, self._preprocessing, self._device
+        routed model on all of them, its bounds fitted on these very images, and the share of the easiest branch."""
         if phase.kind == "router":
             if self._branches is None:
-                self._branches = branch_correct(*of)
+                self._branches = branch_correct(self._model, self._images, self._preprocessing, self._device)
             return self._routed(self._branches)
+        of = self._model, self._watched, self._preprocessing, self._device
         found = {"dense": dense_correct(*of, phase.spec.image_size).mean()}
         if phase.kind == "adaptive":
             names = [b.name for b in self._model.recipe.branches]

@@ -45,7 +45,8 @@ class Objective:
     @property
     def steps(self) -> int:
         """Steps of an epoch; what does not fill a batch is left out, and drawn in another epoch."""
-        return len(self.images) // self.phase.spec.batch_size or 1
+        images = min(self.phase.spec.images or len(self.images), len(self.images))
+        return images // self.phase.spec.batch_size or 1
 
     def chosen(self, order: Tensor, step: int) -> Tensor:
         """Positions of a step's images, int64 [batch], given the epoch's order of all."""
@@ -72,7 +73,7 @@ def branch_objective(phase: Phase, model: AtheModel, images: ImageSet) -> Object
     spec = model.recipe.train
     assert spec is not None
     parameters = [p for n, p in model.named_parameters() if not n.startswith("router.")]
-    loss = (dense_loss if phase.kind == "dense" else adaptive_loss)(model, spec)
+    loss = (dense_loss if phase.kind == "dense" else adaptive_loss)(model, spec, phase.spec.patch_keep)
     size = phase.spec.image_size or model.recipe.model.image_size
     return Objective(phase, spec, images, loss, parameters, size, spec.repeated_augmentation)
 

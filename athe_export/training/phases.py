@@ -15,16 +15,26 @@ from athe_export.recipe import TrainSpec
 Loss = Callable[[Tensor, Tensor], Tensor]  # (normalised images, labels int64 [n] or shares [n, classes]) -> scalar
 
 
-def dense_loss(model: AtheModel, spec: TrainSpec) -> Loss:
+def draw_patches(batch: int, patches: int, keep: float) -> Tensor | None:
+    """Which patches of each image are seen, int64 [batch, n], drawn without replacement; None: all of them.
+
+    PatchDropout (Liu et al., PatchDropout: Economizing Vision Transformers Using Patch Dropout, WACV 2023, section 3):
+    a step costs as much as one of smaller images, and patches look as they will when deployed.
+    """
+    return None if keep == 1 else torch.rand(batch, patches).topk(int(keep * patches + 0.5), 1).indices
+
+
+def dense_loss(model: AtheModel, spec: TrainSpec, patch_keep: float = 1.0) -> Loss:
     """Cross-entropy of the dense path."""
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(model.backbone(image).float(), label, label_smoothing=spec.label_smoothing)
+        seen = _seen(model, image, patch_keep)
+        return F.cross_entropy(model.backbone(image, seen=seen).float(), label, label_smoothing=spec.label_smoothing)
 
     return loss
 
 
-def adaptive_loss(model: AtheModel, spec: TrainSpec) -> Loss:
+def adaptive_loss(model: AtheModel, spec: TrainSpec, patch_keep: float = 1.0) -> Loss:
     """Mean over the dense path and all branches; branches also match the dense path's distribution and attention.
 
     Self-distillation of logits as in Hinton et al., Distilling the Knowledge in a Neural Network, 2015, at
@@ -35,13 +45,13 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec) -> Loss:
     """
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
-        seen = Trace()
-        dense = model.backbone(image, trace=seen).float()
+        patches, seen = _seen(model, image, patch_keep), Trace()
+        dense = model.backbone(image, trace=seen, seen=patches).float()
         teacher = dense.detach().log_softmax(-1)
         total = F.cross_entropy(dense, label, label_smoothing=spec.label_smoothing)
         for branch in model.recipe.branches:
             chosen = Trace()
-            logits = model.logits(image, branch, chosen).float()
+            logits = model.logits(image, branch, chosen, patches).float()
             hard = F.cross_entropy(logits, label, label_smoothing=spec.label_smoothing)
             soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean", log_target=True)
             total = total + (1 - spec.distill) * hard + spec.distill * soft
@@ -54,6 +64,12 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec) -> Loss:
         return total / (1 + len(model.recipe.branches))
 
     return loss
+
+
+def _seen(model: AtheModel, image: Tensor, keep: float) -> Tensor | None:
+    """The patches that every path sees in this step: drawn on the CPU, as everything random is."""
+    drawn = draw_patches(len(image), (image.shape[-1] // model.recipe.model.patch) ** 2, keep)
+    return None if drawn is None else drawn.to(image.device, non_blocking=True)
 
 
 def _scorer_loss(scores: Tensor, later_attention: list[Tensor]) -> Tensor:

@@ -113,7 +113,7 @@ def test_every_shipped_recipe_is_decoded_with_its_own_numbers(path: Path) -> Non
     section = section.partition("\n## ")[0]
     for branch in recipe.branches:
         cuts = ", ".join(f"{s.keep:g} after block {s.after_blocks}" for s in branch.prune) or "none"
-        tokens = ", ".join(str(k) for _, k in branch.kept_tokens(recipe.model)) or str(recipe.model.patches)
+        tokens = ", ".join(str(k) for _, k in branch.kept_tokens(recipe.model.patches)) or str(recipe.model.patches)
         row = f"| `{branch.name}` | {cuts} | {tokens} of {recipe.model.patches} | {branch.heads} of {recipe.model.heads} |"
         assert row in section, f"recipes/README.md, section {path.stem}, needs the row {row}"
     if recipe.router is not None:

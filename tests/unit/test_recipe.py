@@ -65,7 +65,7 @@ def test_a_good_recipe_is_read_with_its_defaults(write: Write) -> None:
     file = load_recipe(write())
     recipe = file.recipe
     assert (recipe.model.patches, recipe.model.head_dim) == (16, 8)
-    assert [b.kept_tokens(recipe.model) for b in recipe.branches] == [((1, 6),), ((2, 12),)]
+    assert [b.kept_tokens(recipe.model.patches) for b in recipe.branches] == [((1, 6),), ((2, 12),)]
     assert recipe.data.gate.split == "test"
     assert recipe.targets.onnx.quantize.scheme == "static_wi8_ai8"
     assert recipe.parity.confidence == 0.95

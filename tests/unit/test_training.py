@@ -36,7 +36,7 @@ TRAIN: dict[str, Any] = {
 EVERYTHING: dict[str, Any] = {
     "images": 48,
     "dense": [{"epochs": 1, "batch_size": 16, "lr": 0.001, "image_size": 16}],
-    "adaptive": [{"epochs": 1, "batch_size": 16, "image_size": 16}, {"epochs": 1, "batch_size": 16, "light": True}],
+    "adaptive": [{"epochs": 1, "batch_size": 16, "patch_keep": 0.5}, {"epochs": 1, "batch_size": 16, "light": True}],
     "router": [{"epochs": 1, "batch_size": 16}, {"epochs": 1, "batch_size": 16}],
     "trivial_augment": True, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "repeated_augmentation": 2,
     "stochastic_depth": 0.3, "ema": 0.9, "distill_tokens": 0.5, "rank_epochs": 2, "router_images": 16, "router_views": 2,

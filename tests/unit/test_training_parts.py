@@ -14,11 +14,14 @@ from athe_export.errors import RecipeError
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import tensors_of
 from athe_export.model.deit import Trace
-from athe_export.recipe import load_recipe
+from athe_export.preprocessing import Preprocessing
+from athe_export.recipe import PhaseSpec, load_recipe
 from athe_export.training.average import WeightAverage
+from athe_export.training.holdout import Holdout
 from athe_export.training.images import ImageSet
-from athe_export.training.phases import adaptive_loss
-from athe_export.training.plan import generator_of, learning_rate, plan
+from athe_export.training.objective import branch_objective
+from athe_export.training.phases import adaptive_loss, draw_patches
+from athe_export.training.plan import Phase, generator_of, learning_rate, plan
 from athe_export.training.router_images import set_apart, views_of
 from athe_export.training.state import settings_digest
 
@@ -108,6 +111,62 @@ def test_a_branch_keeps_the_same_share_of_tokens_at_every_size(model: AtheModel,
     assert model.stages(simple)[0].k == 6
 
 
+def test_what_is_not_seen_of_an_image_changes_nothing(model: AtheModel) -> None:
+    """Two images that share the seen patches, every path: dense, and a branch, which keeps its share of what is seen."""
+    model.eval()
+    image, seen = torch.randn(2, 3, 32, 32), torch.tensor([[0, 5, 10, 3, 7], [15, 1, 2, 4, 6]])
+    other = torch.randn(2, 3, 32, 32)
+    for row, patches in enumerate(seen.tolist()):
+        for top, left in ((8 * (p // 4), 8 * (p % 4)) for p in patches):
+            other[row, :, top : top + 8, left : left + 8] = image[row, :, top : top + 8, left : left + 8]
+    simple, trace = model.recipe.branches[0], Trace()
+    torch.testing.assert_close(model.backbone(image, seen=seen), model.backbone(other, seen=seen))
+    torch.testing.assert_close(model.logits(image, simple, trace, seen), model.logits(other, simple, None, seen))
+    assert trace.scores is not None and trace.scores.shape == (2, 5)
+    assert trace.kept is not None and trace.kept.shape == (2, 2)
+    whole = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(model.backbone(image, seen=whole), model.backbone(image))
+
+
+def test_patches_are_drawn_anew_for_each_image_and_step_without_repeats() -> None:
+    drawn = draw_patches(50, 16, 0.5)
+    assert drawn is not None and drawn.shape == (50, 8)
+    assert all(len(set(row)) == 8 for row in drawn.tolist())
+    assert len({tuple(sorted(row)) for row in drawn.tolist()}) > 40
+    assert set(drawn.flatten().tolist()) == set(range(16))
+    assert draw_patches(50, 16, 1.0) is None
+
+
+def test_all_paths_of_a_step_see_the_same_patches(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(tiny(train=TRAIN)).recipe
+    model = AtheModel(recipe)
+    model.initialise(0)
+    model.head_rank = ((0, 1, 2),) * 3
+    given: list[torch.Tensor | None] = []
+    embed = model.backbone.embed
+    monkeypatch.setattr(model.backbone, "embed", lambda image, seen=None: (given.append(seen), embed(image, seen))[1])
+    assert recipe.train is not None
+    adaptive_loss(model, recipe.train, 0.5)(torch.randn(4, 3, 32, 32), torch.arange(4))
+    first, *rest = given
+    assert first is not None and first.shape == (4, 8) and len(rest) == 2
+    assert all(g is not None and torch.equal(g, first) for g in rest)
+
+
+def test_an_epoch_may_be_a_part_of_the_images_and_the_watch_a_part_of_the_held_out(model: AtheModel) -> None:
+    images = ImageSet(torch.zeros(100, 3, 32, 32, dtype=torch.uint8), torch.zeros(100, dtype=torch.long))
+    for limit, steps in ((None, 6), (40, 2), (5, 1), (1000, 6)):
+        spec = PhaseSpec(epochs=1, images=limit, batch_size=16)
+        assert branch_objective(Phase("dense", spec, 0, 1), model, images).steps == steps
+    preprocessing = Preprocessing(**vars(model.recipe.data.preprocessing))
+    assert model.recipe.train is not None
+    model.recipe = dataclasses.replace(model.recipe, train=dataclasses.replace(model.recipe.train, watch_images=10))
+    model.eval()
+    looked: list[int] = []
+    model.backbone.register_forward_pre_hook(lambda module, args: looked.append(len(args[0])))
+    Holdout(model, images, preprocessing, torch.device("cpu")).reached(Phase("dense", PhaseSpec(epochs=1), 0, 1))
+    assert looked == [10]
+
+
 def test_kept_tokens_are_compared_with_the_dense_paths_tokens_of_the_same_patches(tiny: Callable[..., Path]) -> None:
     """A branch that keeps everything, if in another order, is the dense path: nothing is left to distil."""
     branches = [{"name": "all", "heads": 3, "prune": [{"after_blocks": 1, "keep": 1.0}, {"after_blocks": 2, "keep": 1.0}]}]
@@ -189,8 +248,17 @@ def test_the_first_view_for_the_router_is_the_image_itself_and_views_repeat(tiny
         ({"dense": [{"epochs": 1, "image_size": 20}]}, r"dense\[0\]\.image_size: model\.patch 8 does not divide 20"),
         (
             {"adaptive": [{"epochs": 1, "image_size": 8}, *PHASE]},
-            r"adaptive\[0\]\.image_size: branch simple keeps no token at 8",
+            r"adaptive\[0\]: branch simple keeps no token: this phase sees too few patches \(1\)",
         ),
+        (
+            {"adaptive": [{"epochs": 1, "patch_keep": 0.05}, *PHASE]},
+            r"adaptive\[0\]: branch simple keeps no token: this phase sees too few patches \(1\)",
+        ),
+        (
+            {"adaptive": [{"epochs": 1, "patch_keep": 0.5}]},
+            r"adaptive\[0\]\.patch_keep: 0\.5 must be 1: the last of these phases sees every patch",
+        ),
+        ({"router": [{"epochs": 1, "patch_keep": 0.5}]}, r"router\[0\]\.patch_keep: has no use here"),
         ({"images": 10, "router_images": 10}, r"router_images: 10 of 10 images leaves none"),
         ({"repeated_augmentation": 3}, r"dense\[0\]\.batch_size: 128 is no multiple of repeated_augmentation"),
     ],
