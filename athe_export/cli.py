@@ -245,7 +245,8 @@ def schema() -> None:
 @app.command(epilog="Example: athe-export doctor")
 def doctor(as_json: JsonFlag = False) -> None:
     """Say what is installed, what is missing for which job, and the command that mends it."""
-    from athe_export.data.download import holds_cifar100, user_cache
+    from athe_export.data.download import user_cache
+    from athe_export.data.location import holds_cifar100, packed_files
     from athe_export.runtime.litert_session import litert_unavailable
 
     modules = {one for job in JOBS for m in job.modules for one in m.split("|")}
@@ -255,7 +256,8 @@ def doctor(as_json: JsonFlag = False) -> None:
         if why := litert_unavailable():  # installed, and yet it does not work
             job |= {"ready": False, "missing": [why]}
     root = os.environ.get("ATHE_DATA_ROOT")
-    data = {"data_root": root, "cifar100": bool(root) and holds_cifar100(Path(root or "")), "cached": None}
+    found_there = bool(root) and (holds_cifar100(Path(root or "")) or bool(packed_files(Path(root or ""))))
+    data = {"data_root": root, "cifar100": found_there, "cached": None}
     with contextlib.suppress(MissingDependency):  # no user cache
         data["cached"] = str(user_cache()) if holds_cifar100(user_cache()) else None
     if as_json:

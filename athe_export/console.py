@@ -199,11 +199,14 @@ def print_plan(plan: dict[str, Any]) -> None:
 
 
 def print_training(summary: dict[str, Any]) -> None:
-    top1 = summary["metrics"].get("top1") or {}
-    print_table(("path", "test top-1"), [(name, f"{100 * value:.2f}%") for name, value in top1.items()])
+    metrics = summary["metrics"]
+    if summary["complete"]:
+        print_table(("path", "test top-1"), [(name, f"{100 * value:.2f}%") for name, value in metrics["top1"].items()])
+    elif last := metrics["last_epoch"]:
+        say(f"{last['phase']} epoch {last['epoch']} of {last['of']} was the last that ended")
     say(f"{summary['checkpoint']}\nsha256 {summary['sha256']}")
     if not summary["complete"]:
-        say("stopped before the plan's end; continue with --resume")
+        say("stopped before the plan's end, and not measured on the test split; continue with --resume")
 
 
 def print_doctor(packages: dict[str, str | None], jobs: list[dict[str, Any]], data: dict[str, Any]) -> None:
@@ -213,7 +216,7 @@ def print_doctor(packages: dict[str, str | None], jobs: list[dict[str, Any]], da
     if data["data_root"]:
         say(
             f"ATHE_DATA_ROOT {data['data_root']}: "
-            + ("CIFAR-100 found" if data["cifar100"] else "no cifar-100-python/train there")
+            + ("CIFAR-100 found" if data["cifar100"] else "no cifar-100-python/train there, and no packed file")
         )
     elif data["cached"]:
         say(f"ATHE_DATA_ROOT is not set: CIFAR-100 is in the user cache, {data['cached']}")

@@ -15,7 +15,8 @@ import os
 from pathlib import Path
 
 from athe_export.data.cifar100 import Cifar100
-from athe_export.data.packed import NAME, open_packed, pack, split_into_parts
+from athe_export.data.location import PACKED
+from athe_export.data.packed import open_packed, pack, split_into_parts
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     files = []
     for number, part in enumerate(parts, 1):
-        file = options.output / (NAME if len(parts) == 1 else f"{NAME}.{number}of{len(parts)}")
+        file = options.output / (PACKED if len(parts) == 1 else f"{PACKED}.{number}of{len(parts)}")
         file.write_bytes(part)
         files.append(file)
         print(f"{file}  {len(part) / 2**20:.1f} MiB  sha256 {hashlib.sha256(part).hexdigest()}")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from athe_export.data.location import holds_cifar100
 from athe_export.errors import DatasetError, EnvironmentFailure, MissingDependency
 
 if TYPE_CHECKING:  # doctor looks into the cache, and must start where numpy is missing
@@ -64,11 +65,6 @@ def user_cache() -> Path:
             remedy="give a data root that holds cifar-100-python/ (--data-root, ATHE_DATA_ROOT)",
         ) from None
     return user_cache_path("athe-export") / "data"
-
-
-def holds_cifar100(root: Path) -> bool:
-    """Whether all files of the set are there; their content is not looked at."""
-    return all((root / "cifar-100-python" / name).is_file() for name in ("train", "test", "meta"))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ and saves a third.
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,11 +20,9 @@ import numpy.typing as npt
 from athe_export.data.cifar100 import Cifar100
 from athe_export.errors import DatasetError
 
-NAME = "cifar100.packed"
 MAGIC = b"athe-export cifar100 packed 1\n"
 # sha256 of the content before it is taken apart: known, so that a copy is checked as the official files are by their md5
 CONTENT_SHA256 = "80d9e413885ea4f669e42313d9a2f7331243a11f24c1aafb32d818f2a93b4a56"
-_PART = re.compile(r"(?P<name>.+)\.(?P<number>\d+)of(?P<count>\d+)")
 
 Images = npt.NDArray[np.uint8]  # [n, 3, 32, 32]
 
@@ -65,31 +62,6 @@ def content_sha256(dataset: Cifar100) -> str:
     (train, train_labels), (test, test_labels) = dataset._train, dataset._test
     labels = np.concatenate([train_labels, test_labels])
     return hashlib.sha256(_content(np.concatenate([train, test]), labels, len(train), dataset.class_names)).hexdigest()
-
-
-def packed_files(root: Path) -> tuple[Path, ...]:
-    """The packed file that `root` is or holds, or its parts in order; nothing if it is the root of unpacked data.
-
-    Raises:
-        DatasetError: parts are missing.
-    """
-    folder, name = (root, NAME) if root.is_dir() else (root.parent, root.name)
-    if match := _PART.fullmatch(name):
-        name = match["name"]
-    if (folder / name).is_file():
-        return (folder / name,)
-    found = {p: m for p in folder.glob(f"{name}.*of*") if (m := _PART.fullmatch(p.name))} if folder.is_dir() else {}
-    if not found:
-        return ()
-    count = max(int(m["count"]) for m in found.values())
-    parts = tuple(folder / f"{name}.{number}of{count}" for number in range(1, count + 1))
-    if missing := [p.name for p in parts if p not in found]:
-        raise DatasetError(
-            f"parts of the packed dataset are missing: {', '.join(missing)}",
-            where=str(folder),
-            remedy="copy them beside the others",
-        )
-    return parts
 
 
 def open_packed(files: tuple[Path, ...], sha256: str = CONTENT_SHA256) -> PackedCifar100:

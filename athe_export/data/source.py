@@ -61,7 +61,8 @@ def open_dataset(
     """
     if name == "cifar100":
         from athe_export.data.cifar100 import Cifar100
-        from athe_export.data.packed import open_packed, packed_files
+        from athe_export.data.location import packed_files
+        from athe_export.data.packed import open_packed
 
         if data_root is not None and (files := packed_files(data_root)):
             return open_packed(files)

@@ -166,6 +166,12 @@ def test_doctor_names_every_package_and_job(monkeypatch: pytest.MonkeyPatch, tmp
         assert cli("doctor", "--json").document["cifar100"] is False
         (tmp_path / "cifar-100-python" / name).write_text("")
     assert cli("doctor", "--json").document["cifar100"] is True
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    monkeypatch.setenv("ATHE_DATA_ROOT", str(packed))
+    assert cli("doctor", "--json").document["cifar100"] is False
+    (packed / "cifar100.packed.1of1").write_text("")
+    assert cli("doctor", "--json").document["cifar100"] is True
 
 
 def test_doctor_says_where_cifar_100_would_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

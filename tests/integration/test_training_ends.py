@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import signal
 import subprocess
@@ -57,7 +58,11 @@ def test_interrupted_training_says_how_to_go_on_and_keeps_its_state(
     assert said[said.index("error") :] == f"error: interrupted\n  next: {RESUME}\n"
     assert "Traceback" not in said
     refused(2, "usage", "train", recipe, "--output", output)
-    assert cli("train", recipe, "--output", output, "--resume", "--max-minutes", 0).code == 0
+    partial = cli("train", recipe, "--output", output, "--resume", "--max-minutes", 0)
+    assert partial.code == 0
+    assert re.search(r"dense epoch \d+ of 400 was the last that ended", partial.out)
+    assert "stopped before the plan's end, and not measured on the test split" in " ".join(partial.out.split())
+    assert "test top-1" not in partial.out
 
 
 def _by_module(recipe: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Outcome:

@@ -13,7 +13,7 @@ import pytest
 
 from athe_export.data import open_dataset
 from athe_export.data.cifar100 import FOLDER, MD5, Cifar100, _unpickle
-from athe_export.data.download import holds_cifar100
+from athe_export.data.location import holds_cifar100
 from athe_export.errors import DatasetError
 from athe_export.preprocessing import Preprocessing
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from athe_export.data.cifar100 import FOLDER, Cifar100
+from athe_export.data.location import PACKED, packed_files
 from athe_export.data.packed import (
     CONTENT_SHA256,
-    NAME,
     content_sha256,
     open_packed,
     pack,
-    packed_files,
     split_into_parts,
 )
 from athe_export.data.source import open_dataset
@@ -33,15 +32,15 @@ def small(tmp_path: Path) -> Cifar100:
 def write_parts(folder: Path, content: bytes, limit: int) -> list[Path]:
     folder.mkdir()
     parts = split_into_parts(content, limit)
-    files = [folder / f"{NAME}.{n}of{len(parts)}" for n in range(1, len(parts) + 1)]
+    files = [folder / f"{PACKED}.{n}of{len(parts)}" for n in range(1, len(parts) + 1)]
     for file, part in zip(files, parts, strict=True):
         file.write_bytes(part)
     return files
 
 
 def test_every_image_label_and_name_comes_back(small: Cifar100, tmp_path: Path) -> None:
-    (tmp_path / NAME).write_bytes(pack(small))
-    opened = open_packed((tmp_path / NAME,), content_sha256(small))
+    (tmp_path / PACKED).write_bytes(pack(small))
+    opened = open_packed((tmp_path / PACKED,), content_sha256(small))
     assert opened.class_names == small.class_names and opened.digest == small.digest
     for ours, theirs in ((opened._train, small._train), (opened._test, small._test)):
         assert np.array_equal(ours[0], theirs[0]) and np.array_equal(ours[1], theirs[1])
@@ -55,7 +54,7 @@ def test_parts_are_small_enough_and_are_the_file_together(small: Cifar100, tmp_p
     assert b"".join(f.read_bytes() for f in files) == content
     found = packed_files(tmp_path / "parts")
     assert found == tuple(files)
-    assert packed_files(files[1]) == found and packed_files(tmp_path / "parts" / NAME) == found
+    assert packed_files(files[1]) == found and packed_files(tmp_path / "parts" / PACKED) == found
     assert np.array_equal(open_packed(found, content_sha256(small)).image("train", 120), small.image("train", 120))
 
 
@@ -67,7 +66,7 @@ def test_a_root_without_a_packed_file_is_left_to_the_official_files(small: Cifar
 def test_missing_parts_are_named(small: Cifar100, tmp_path: Path) -> None:
     files = write_parts(tmp_path / "parts", pack(small), 100_000)
     files[1].unlink()
-    with pytest.raises(DatasetError, match=rf"missing: {NAME}\.2of{len(files)}$"):
+    with pytest.raises(DatasetError, match=rf"missing: {PACKED}\.2of{len(files)}$"):
         open_dataset("cifar100", tmp_path / "parts")
 
 
@@ -76,10 +75,10 @@ def test_what_is_not_the_known_content_is_refused(damage: str, small: Cifar100, 
     content = pack(small)
     flipped = content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
     stored = {"truncated": content[:-500], "flipped": flipped, "another file": b"PK" + content}.get(damage, content)
-    (tmp_path / NAME).write_bytes(stored)
+    (tmp_path / PACKED).write_bytes(stored)
     with pytest.raises(DatasetError) as caught:
-        open_packed((tmp_path / NAME,)) if damage == "other content" else open_packed(
-            (tmp_path / NAME,), content_sha256(small)
+        open_packed((tmp_path / PACKED,)) if damage == "other content" else open_packed(
+            (tmp_path / PACKED,), content_sha256(small)
         )
     assert "scripts/pack_training_data.py" in caught.value.remedy
 
