@@ -14,17 +14,22 @@ import numpy.typing as npt
 import pytest
 
 from athe_export.bundle.reader import open_bundle
+from athe_export.errors import CheckpointError
 from athe_export.parity.reference import Reference, read_reference
 from athe_export.plan import plan_build
 from athe_export.recipe import load_recipe
 from athe_export.runtime.routing import RouterPolicy
 from athe_export.shipped import shipped_recipes
 from athe_export.training.state import settings_digest
+from athe_export.training.train import train_recipe
 from tests.conftest import ROOT
 from tests.tools import output_of
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-TRAINED = [p for p in RECIPES if load_recipe(p).recipe.checkpoint.path]
+FILES = {p: load_recipe(p) for p in RECIPES}
+NAMED = {p: f.resolve(f.recipe.checkpoint.path) for p, f in FILES.items() if f.recipe.checkpoint.path}
+TRAINED = [p for p, weights in NAMED.items() if weights.exists()]
+TO_TRAIN = [p for p in NAMED if p not in TRAINED]
 TARGETS = ("onnx", "litert")
 SELECTION = ["TOPK_V2", "RESHAPE", "EMBEDDING_LOOKUP"]
 
@@ -76,14 +81,27 @@ def shipped(request: pytest.FixtureRequest) -> Shipped:
     return found
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in RECIPES if p not in TO_TRAIN], ids=lambda p: p.stem)
 def test_a_shipped_recipe_builds_both_targets_and_says_whether_it_is_trained(path: Path) -> None:
-    file = load_recipe(path)
-    assert file.recipe.targets.names == TARGETS
-    plan = plan_build(file, Path("out"), None, None)
+    plan = plan_build(FILES[path], Path("out"), None, None)
     assert plan["gated"] == (path in TRAINED) == (path.stem != "deit_tiny_cifar100")
+    assert tuple(plan["targets"]) == TARGETS
     (summary,) = (r.summary for r in shipped_recipes() if r.name == path.stem)
     assert ("random" in summary) == (path not in TRAINED)
+
+
+@pytest.mark.parametrize("path", TO_TRAIN, ids=lambda p: p.stem)
+def test_a_shipped_recipe_without_weights_says_so_and_starts_to_train(path: Path, cifar_root: Path, tmp_path: Path) -> None:
+    """One step of its plan: the images, the augmentation and the first phase are as the recipe has them."""
+    with pytest.raises(CheckpointError, match="there is no such checkpoint") as caught:
+        plan_build(FILES[path], Path("out"), None, None)
+    assert "athe-export train" in caught.value.remedy
+    (summary,) = (r.summary for r in shipped_recipes() if r.name == path.stem)
+    assert "train it first" in summary
+    result = train_recipe(
+        FILES[path], data_root=cifar_root, output=tmp_path / "a.safetensors", max_minutes=0, report=lambda line: None
+    )
+    assert not result.complete and result.path.name == "a.partial.safetensors"
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
