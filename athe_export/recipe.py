@@ -187,6 +187,7 @@ class PhaseSpec:
 class TrainSpec:
     dense: tuple[PhaseSpec, ...] = key("backbone phases, in order")
     adaptive: tuple[PhaseSpec, ...] = key("joint fine-tuning of all branches")
+    router_features: tuple[PhaseSpec, ...] = key("the router first learns the classes", default=())
     router: tuple[PhaseSpec, ...] = key("router phases", default=())
     seed: int = key("of initial weights, data order and augmentation", default=0, min=0, max=MAX_SEED)
     weight_decay: float = key("AdamW weight decay", default=0.05, min=0, max=10)

@@ -156,13 +156,16 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
             yield (*where, "image_size"), text
         if last.patch_keep < 1:
             yield (*where, "patch_keep"), f"{last.patch_keep} must be 1: the last of these phases sees every patch"
-    for i, phase in enumerate(t.router or ()):
-        if not sound("train", "router", i):
-            continue
-        if phase.image_size is not None:
-            yield ("train", "router", i, "image_size"), "has no use here: the router trains at router.image_size"
-        if phase.patch_keep < 1:
-            yield ("train", "router", i, "patch_keep"), "has no use here: the router has no patches"
+    if t.router_features and not t.router:
+        yield ("train", "router_features"), "leads nowhere without train.router phases"
+    for kind in ("router_features", "router"):
+        for i, phase in enumerate(getattr(t, kind) or ()):
+            if not sound("train", kind, i):
+                continue
+            if phase.image_size is not None:
+                yield ("train", kind, i, "image_size"), "has no use here: the router trains at router.image_size"
+            if phase.patch_keep < 1:
+                yield ("train", kind, i, "patch_keep"), "has no use here: the router has no patches"
 
 
 _CHECKS = (

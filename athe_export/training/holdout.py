@@ -30,12 +30,15 @@ class Holdout:
         return ("dense", *branches, *(("routed", f"share_{branches[0]}") if self._model.router is not None else ()))
 
     def reached(self, phase: Phase) -> dict[str, float]:
-        """In a dense phase the dense path, in an adaptive one every path, both at the phase's size; in the router's the
-        routed model on all of them, its bounds fitted on these very images, and the share of the easiest branch."""
+        """In a dense phase the dense path, in an adaptive one every path, both at the phase's size; nothing while the
+        router learns its features, whose classifier is not kept; in the router's phases the routed model on all of them,
+        its bounds fitted on these very images, and the share of the easiest branch."""
         if phase.kind == "router":
             if self._branches is None:
                 self._branches = branch_correct(self._model, self._images, self._preprocessing, self._device)
             return self._routed(self._branches)
+        if phase.kind == "router_features":
+            return {}
         of = self._model, self._watched, self._preprocessing, self._device
         found = {"dense": dense_correct(*of, phase.spec.image_size).mean()}
         if phase.kind == "adaptive":

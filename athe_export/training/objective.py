@@ -12,7 +12,7 @@ from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import TrainSpec
 from athe_export.training.augment import augment, crop_and_flip, mix
 from athe_export.training.images import ImageSet, to_input
-from athe_export.training.phases import Loss, adaptive_loss, dense_loss, router_loss
+from athe_export.training.phases import Loss, adaptive_loss, dense_loss, router_features_loss, router_loss
 from athe_export.training.plan import Phase
 
 
@@ -78,9 +78,10 @@ def branch_objective(phase: Phase, model: AtheModel, images: ImageSet) -> Object
     return Objective(phase, spec, images, loss, parameters, size, spec.repeated_augmentation)
 
 
-def router_objective(phase: Phase, model: AtheModel, views: ImageSet) -> Objective:
-    """Of a router phase: the router alone is fitted to measured targets."""
+def router_objective(phase: Phase, model: AtheModel, images: ImageSet) -> Objective:
+    """Of the router's phases: the router alone is fitted, to classes first where asked, then to measured targets."""
     spec = model.recipe.train
     assert spec is not None and model.router is not None and model.recipe.router is not None
     parameters = list(model.router.parameters())
-    return Objective(phase, spec, views, router_loss(model), parameters, model.recipe.router.image_size, 1)
+    loss = router_loss(model) if phase.kind == "router" else router_features_loss(model, spec)
+    return Objective(phase, spec, images, loss, parameters, model.recipe.router.image_size, 1)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from athe_export.model.athe import AtheModel
 from athe_export.model.deit import Trace
 from athe_export.recipe import TrainSpec
+from athe_export.training.plan import generator_of
+
+_SHARPNESS = 16.0  # the largest logit of a fixed classifier, whose features and directions have length 1
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (normalised images, labels int64 [n] or shares [n, classes]) -> scalar
 
@@ -86,6 +89,26 @@ def _token_loss(norm: nn.Module, dense: Trace, branch: Trace) -> Tensor:
     if branch.kept is not None:
         theirs = theirs.gather(1, branch.kept[:, :, None].expand(-1, -1, theirs.shape[2]))
     return F.mse_loss(norm(own).float(), norm(theirs).detach().float())
+
+
+def router_features_loss(model: AtheModel, spec: TrainSpec) -> Loss:
+    """Cross-entropy of the classes by the router's features and a fixed classifier, which is not kept.
+
+    Of which class an image is says much about how hard it is, and there are labels for far more images than there are
+    for the router's own task. The classifier is drawn once from the seed and never trained (Hoffer et al., Fix your
+    classifier: the marginal value of training the last weight layer, ICLR 2018, section 3), so that it is no part of
+    the model or of a run's state.
+    """
+    router, classes = model.router, model.recipe.model.classes
+    assert router is not None
+    drawn = torch.randn(classes, router.classifier.in_features, generator=generator_of(spec.seed, "fixed classifier"))
+    directions = F.normalize(drawn, dim=1).to(router.classifier.weight.device)
+
+    def loss(image: Tensor, label: Tensor) -> Tensor:
+        found = F.normalize(router.features(image).mean((2, 3)).float(), dim=1)
+        return F.cross_entropy(_SHARPNESS * found @ directions.T, label, label_smoothing=spec.label_smoothing)
+
+    return loss
 
 
 def router_loss(model: AtheModel) -> Loss:

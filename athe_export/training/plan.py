@@ -10,10 +10,12 @@ import torch
 
 from athe_export.recipe import PhaseSpec, TrainSpec
 
+KINDS = ("dense", "adaptive", "router_features", "router")
+
 
 @dataclass(frozen=True)
 class Phase:
-    """One entry of the plan: `kind` is dense, adaptive or router; `first` and `group` place it in its kind's schedule."""
+    """One entry of the plan: `kind` is one of KINDS; `first` and `group` place it in its kind's schedule."""
 
     kind: str
     spec: PhaseSpec
@@ -33,7 +35,7 @@ class Phase:
 def plan(spec: TrainSpec) -> tuple[Phase, ...]:
     """All phases in order; epochs of one kind share one cosine schedule."""
     phases: list[Phase] = []
-    for kind in ("dense", "adaptive", "router"):
+    for kind in KINDS:
         specs: tuple[PhaseSpec, ...] = getattr(spec, kind)
         group, first = sum(p.epochs for p in specs), 0
         for phase in specs:

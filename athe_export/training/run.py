@@ -132,6 +132,8 @@ class TrainingRun:
             if not self._measure(views):
                 return False
             objective = router_objective(phase, self.model, ImageSet(views.pixels, self._targets))
+        elif phase.kind == "router_features":
+            objective = router_objective(phase, self.model, self.corpus.train)
         else:
             objective = branch_objective(phase, self.model, self.corpus.train)
         self.model.backbone.stochastic_depth = 0.0 if phase.spec.light else self.spec.stochastic_depth
@@ -199,7 +201,7 @@ class TrainingRun:
 
     def _train_mode(self, phase: Phase) -> None:
         for name, part in self.model.named_children():
-            part.train((name == "router") == (phase.kind == "router"))
+            part.train((name == "router") == phase.kind.startswith("router"))
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Within it the model has the weights that would be kept."""

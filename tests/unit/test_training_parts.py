@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from athe_export.errors import RecipeError
 from athe_export.model.athe import AtheModel
@@ -19,8 +20,8 @@ from athe_export.recipe import PhaseSpec, load_recipe
 from athe_export.training.average import WeightAverage
 from athe_export.training.holdout import Holdout
 from athe_export.training.images import ImageSet
-from athe_export.training.objective import branch_objective
-from athe_export.training.phases import adaptive_loss, draw_patches
+from athe_export.training.objective import branch_objective, router_objective
+from athe_export.training.phases import adaptive_loss, draw_patches, router_features_loss
 from athe_export.training.plan import Phase, generator_of, learning_rate, plan
 from athe_export.training.router_images import set_apart, views_of
 from athe_export.training.state import settings_digest
@@ -109,6 +110,30 @@ def test_a_branch_keeps_the_same_share_of_tokens_at_every_size(model: AtheModel,
     model.logits(torch.randn(3, 3, size, size), simple, seen)
     assert seen.kept is not None and seen.kept.shape == (3, kept)
     assert model.stages(simple)[0].k == 6
+
+
+def test_the_routers_features_learn_the_classes_and_nothing_else_of_the_model_changes(tiny: Callable[..., Path]) -> None:
+    """Three colours are told apart after a few steps, by a classifier that is the same in every run."""
+    recipe = load_recipe(tiny(train=TRAIN | {"router_features": PHASE, "label_smoothing": 0.0})).recipe
+    model = AtheModel(recipe)
+    model.initialise(0)
+    assert model.router is not None and recipe.train is not None and recipe.router is not None
+    label = torch.arange(48) % 3
+    image = F.one_hot(label, 3).float()[:, :, None, None] + 0.1 * torch.randn(48, 3, 32, 32)
+    phase = Phase("router_features", PhaseSpec(epochs=1), 0, 1)
+    objective = router_objective(phase, model, numbered(48))
+    before = {n: t.clone() for n, t in tensors_of(model).items() if not n.startswith("router.features")}
+    model.router.train()
+    optimiser = torch.optim.AdamW(objective.parameters, 0.01, weight_decay=0)
+    losses = []
+    for _ in range(12):
+        loss = router_features_loss(model, recipe.train)(image, label)  # the classifier is drawn anew, and is the same
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(torch.equal(t, tensors_of(model)[n]) for n, t in before.items())
 
 
 def test_what_is_not_seen_of_an_image_changes_nothing(model: AtheModel) -> None:
@@ -259,6 +284,8 @@ def test_the_first_view_for_the_router_is_the_image_itself_and_views_repeat(tiny
             r"adaptive\[0\]\.patch_keep: 0\.5 must be 1: the last of these phases sees every patch",
         ),
         ({"router": [{"epochs": 1, "patch_keep": 0.5}]}, r"router\[0\]\.patch_keep: has no use here"),
+        ({"router_features": [{"epochs": 1, "image_size": 16}]}, r"router_features\[0\]\.image_size: has no use here"),
+        ({"router_features": PHASE, "router": []}, r"router_features: leads nowhere without train\.router phases"),
         ({"images": 10, "router_images": 10}, r"router_images: 10 of 10 images leaves none"),
         ({"repeated_augmentation": 3}, r"dense\[0\]\.batch_size: 128 is no multiple of repeated_augmentation"),
     ],
