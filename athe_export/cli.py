@@ -7,12 +7,13 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.exceptions import TyperException
 
 from athe_export import __version__, console
+from athe_export.ci import Outputs, told_to_ci
 from athe_export.dependencies import JOBS, LITERT_JOB, installed_version, require
 from athe_export.errors import (
     RESUME,
@@ -24,6 +25,9 @@ from athe_export.errors import (
     UsageError,
     as_error,
 )
+
+if TYPE_CHECKING:
+    from athe_export.verify import VerifyReport
 
 app = typer.Typer(
     name="athe-export",
@@ -48,6 +52,8 @@ DataRoot = Annotated[
     typer.Option(help="Folder that holds cifar-100-python/, or a packed file; without it the set is downloaded to the "
                  "user cache.", envvar="ATHE_DATA_ROOT"),
 ]  # fmt: skip
+Junit = Annotated[Path | None, typer.Option(help="Write JUnit XML there: a test case a limit and a golden graph.")]
+Summary = Annotated[Path | None, typer.Option(help="Write a summary in Markdown there.")]
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=False)]
 
@@ -74,27 +80,35 @@ def build(
     data_root: DataRoot = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to use in place of the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; write nothing.")] = False,
+    junit: Junit = None,
+    summary: Summary = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Build a bundle from a recipe, gate its accuracy, and put it in place only if it passes."""
     from athe_export.plan import plan_build
     from athe_export.recipe import load_recipe
 
-    file = load_recipe(recipe)
-    where = output or Path("artifacts/bundles") / file.recipe.name
     if dry_run:
-        plan = plan_build(file, where, data_root, checkpoint)
+        file = load_recipe(recipe)
+        plan = plan_build(file, output or _output_of(file.recipe.name), data_root, checkpoint)
         console.print_json(plan) if as_json else console.print_plan(plan)
         return
-    require("build bundles")
-    from athe_export.pipeline import run_build
+    with told_to_ci(f"build {recipe}", Outputs.here(junit, summary), output) as tell:
+        file = load_recipe(recipe)
+        require("build bundles")
+        from athe_export.pipeline import run_build
 
-    with console.Watch() as watch:
-        result = run_build(file, where, watch, data_root, checkpoint)
+        with console.Watch() as watch:
+            result = run_build(file, output or _output_of(file.recipe.name), watch, data_root, checkpoint)
+        tell(result.to_json())
     if as_json:
         console.print_json(result.to_json())
         return
     console.print_build(result.output, result.manifest, sum(seconds for _, seconds in result.stages))
+
+
+def _output_of(name: str) -> Path:
+    return Path("artifacts/bundles") / name
 
 
 @app.command(epilog="Examples: athe-export verify BUNDLE · athe-export verify BUNDLE --data-root /data --json")
@@ -102,34 +116,56 @@ def verify(
     bundle: BundleArgument,
     data_root: Annotated[Path | None, typer.Option(help="Run the parity gate too, on the images below this folder.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Gate on the first N images only.")] = None,
+    junit: Junit = None,
+    summary: Summary = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every file, run every graph on the golden images and, with data, the parity gate."""
-    from athe_export.verify import verify_bundle
-
     if limit is not None and data_root is None:
         raise UsageError("--limit narrows the parity gate", where="--limit", remedy="add --data-root DIR")
-    with console.Watch() as watch:
-        report = verify_bundle(bundle, data_root, limit, watch.progress)
-    if report.verdict in ("fail", "inconclusive"):
-        if not as_json:
-            console.print_verify(report)
-        error = GateFailed if report.verdict == "fail" else GateInconclusive
-        lines = "\n".join(f"  {line}" for line in report.broken)
-        word = "does not hold here" if report.verdict == "fail" else "cannot be decided with so few images"
-        raise error(
-            f"the bundle's promise {word}:\n{lines}", where=str(bundle), remedy=report.remedy, report=report.to_json()
-        )
+    with told_to_ci(f"verify {bundle}", Outputs.here(junit, summary), bundle) as tell:
+        from athe_export.verify import verify_bundle
+
+        with console.Watch() as watch:
+            report = verify_bundle(bundle, data_root, limit, watch.progress, lambda text: watch.line(f"warning: {text}"))
+        if report.verdict in ("fail", "inconclusive"):
+            if not as_json:
+                console.print_verify(report)
+            raise _missed(report, bundle)
+        tell(report.to_json())
     console.print_json(report.to_json()) if as_json else console.print_verify(report)
 
 
-@app.command(epilog="Examples: athe-export inspect BUNDLE · athe-export inspect BUNDLE --json")
-def inspect(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
+def _missed(report: VerifyReport, bundle: Path) -> GateFailed | GateInconclusive:
+    error = GateFailed if report.verdict == "fail" else GateInconclusive
+    lines = "\n".join(f"  {line}" for line in report.broken)
+    word = "does not hold here" if report.verdict == "fail" else "cannot be decided with so few images"
+    return error(f"the bundle's promise {word}:\n{lines}", where=str(bundle), remedy=report.remedy, report=report.to_json())
+
+
+@app.command(epilog="Examples: athe-export inspect BUNDLE · athe-export inspect BUNDLE --sensitivity")
+def inspect(
+    bundle: BundleArgument,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Show instead what int8 costs each layer, and what a search kept float.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Show what a bundle holds: router, branches, graphs, shapes, MACs, sizes, int8 and float ops, provenance."""
     from athe_export.bundle.reader import open_bundle
 
     opened = open_bundle(bundle)
     opened.check()
+    if sensitivity:
+        if not opened.manifest.precision:
+            raise UsageError(
+                "the bundle was built without a measurement of its layers",
+                where=str(bundle),
+                remedy="add `sensitivity: {}` to targets.<target>.quantize in the recipe, and build again",
+            )
+        found = {"precision": opened.manifest.precision}
+        console.print_json(found) if as_json else console.print_precision(opened.manifest)
+        return
     console.print_json(opened.manifest.to_json()) if as_json else console.print_manifest(opened.manifest)
 
 
@@ -234,12 +270,17 @@ def recipes_copy(
         console.say("\n".join(map(str, copied)) + f"\nnext: athe-export build {copied[0]}")
 
 
-@app.command(epilog="Example: athe-export schema > recipe.schema.json")
-def schema() -> None:
-    """Print the JSON Schema of a recipe."""
+@app.command(epilog="Examples: athe-export schema > recipe.schema.json · athe-export schema parity")
+def schema(
+    document: Annotated[
+        Literal["recipe", "parity"], typer.Argument(help="A recipe, or the outcome of the gate.")
+    ] = "recipe",
+) -> None:
+    """Print the JSON Schema of a recipe, or of the parity object that verify and build give."""
     from athe_export.recipe import recipe_json_schema
+    from athe_export.report.parity_schema import PARITY_SCHEMA
 
-    console.print_json(recipe_json_schema())
+    console.print_json(recipe_json_schema() if document == "recipe" else PARITY_SCHEMA)
 
 
 @app.command(epilog="Example: athe-export doctor")

@@ -82,15 +82,30 @@ class BranchEntry:
 
 
 @dataclass(frozen=True)
+class FrontierPoint:
+    """What the router's bounds at one place cost and give: share of the images by branch, top-1 as a share, mean MMACs an
+    image with the router's own; `chosen` are the bounds in use."""
+
+    bounds: tuple[float, ...]
+    share: tuple[float, ...]
+    top1: float
+    mmacs: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class RouterEntry:
     """Ascending score bounds, one fewer than branches, for torch (`reference`) and for each target.
 
-    A target's are those of its int8 router, which scores a little otherwise, where it has one.
+    A target's are those of its int8 router, which scores a little otherwise, where it has one. `frontier` has the same keys,
+    of targets those with an int8 router; `frontier_images` are the `split` it was measured on and how many `images` of it.
     """
 
     arch: str
     image_size: int
     bounds: dict[str, tuple[float, ...]]
+    frontier: dict[str, tuple[FrontierPoint, ...]] = field(default_factory=dict)
+    frontier_images: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,7 @@ class Manifest:
     parity: dict[str, Any] | None
     notes: tuple[str, ...] = ()
     files: tuple[FileEntry, ...] = field(default=())
+    precision: dict[str, Any] | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -228,6 +244,6 @@ def _object(cls: type[T], value: Any, where: str) -> T:
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         if f.name in value:
             values[f.name] = _as(hints[f.name], value[f.name], f"{where}.{f.name}")
-        elif f.default is dataclasses.MISSING:
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise TypeError(f"{where}.{f.name} is missing")
     return cls(**values)

@@ -32,6 +32,10 @@ class Reference:
         """Top class of every branch, [branches, n]."""
         return self.logits.argmax(-1)
 
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each branch is right, [n, branches]."""
+        return (self.answers() == self.labels).T
+
     def routed(self, policy: RouterPolicy | None) -> npt.NDArray[np.int64]:
         """Branch position of every image, [n]."""
         return np.zeros(len(self.ids), np.int64) if policy is None else policy.branches_of(self.scores)

@@ -1,88 +1,136 @@
-"""report.html: what was built, from what, and how the gate went; opens offline."""
+"""report.html: what was built, from what, and how the gate went; one file, opens offline."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 from athe_export.bundle.manifest import Manifest
-from athe_export.report.rows import COLUMNS, delegated, gate_said, percent, table
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
-    "table{border-collapse:collapse;margin:1rem 0}"
-    "th,td{border-bottom:1px solid #d0d7de;padding:.3rem .7rem;text-align:right}"
-    "th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}.pass{color:#1a7f37}.fail{color:#cf222e}"
-    ".inconclusive,.not_gated{color:#9a6700}code{background:#f6f8fa;padding:.1rem .3rem}pre{background:#f6f8fa;padding:1rem}"
+from athe_export.report.gallery import SHOWN, gallery
+from athe_export.report.markup import grid, section
+from athe_export.report.parity_section import (
+    attribution_section,
+    between_section,
+    findings_section,
+    hops_section,
+    limits_section,
 )
+from athe_export.report.precision_section import precision_section
+from athe_export.report.router_section import router_section
+from athe_export.report.rows import COLUMNS, delegated, gate_said, table
+from athe_export.report.style import STYLE
 
 
-def report_html(manifest: Manifest) -> str:
-    """The page as text."""
-    head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table(manifest))
+@dataclass(frozen=True)
+class Page:
+    """What the report is made from: the manifest, class names, and PNGs of changed images by their id.
+
+    Labels and thumbnails may be missing; classes are then numbers, and changed images are described without a picture.
+    """
+
+    manifest: Manifest
+    labels: Sequence[str] = ()
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
+
+
+def report_html(manifest: Manifest, labels: Sequence[str] = (), thumbnails: Mapping[int, bytes] | None = None) -> str:
+    """The page as text; sections that the manifest holds nothing for are left out."""
+    page = Page(manifest, labels, thumbnails or {})
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(manifest.name)}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(manifest.name)}</h1>"
-        f'<p class="{manifest.verdict}"><strong>{gate_said(manifest.verdict)}</strong></p>'
-        f"<table><tr>{head}</tr>{body}</table>{_limits(manifest)}{_between(manifest)}{_notes(manifest)}{_floats(manifest)}"
-        f"<h2>Recipe</h2><pre>{escape(manifest.recipe['text'])}</pre>{_provenance(manifest)}</html>\n"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(manifest.name)}: {escape(manifest.verdict)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{escape(manifest.name)}</h1>"
+        f'<p class="verdict {escape(manifest.verdict)}"><strong>{escape(gate_said(manifest.verdict))}</strong></p>'
+        + "".join(part(page) for part in SECTIONS)
+        + "</body></html>\n"
     )
 
 
-def _limits(manifest: Manifest) -> str:
-    if not manifest.parity:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(x['name'])}</td><td>{x['limit']:g}</td><td>{x['value']:.4g}</td>"
-        f'<td class="{x["verdict"]}">{x["verdict"]}</td></tr>'
-        for x in manifest.parity["limits"]
-    )
-    confidence = manifest.gate["limits"]["confidence"]
-    return (
-        f"<h2>Limits</h2><p>{manifest.parity['images']} images of {escape(manifest.gate['split'])}; each value is the "
-        f"one-sided {100 * confidence:g}% bound.</p><table><tr><th>limit</th><th>allowed</th><th>bound</th>"
-        f"<th>verdict</th></tr>{rows}</table>"
-    )
+def _systems(page: Page) -> str:
+    rows = [[escape(cell) for cell in row] for row in table(page.manifest)]
+    return section("What was built", grid(COLUMNS, rows))
 
 
-def _between(manifest: Manifest) -> str:
-    """Each two targets against each other at the same precision, on the gate's images."""
-    rows = "".join(
-        f"<tr><td>{escape(' and '.join(p['targets']))} {escape(p['precision'])}</td><td>{percent(p['agreement'])}</td>"
-        f"<td>{percent(p['router_agreement'])}</td><td>{_number(p['max_logit_difference'])}</td></tr>"
-        for p in (manifest.parity or {}).get("between", [])
-    )
-    head = "<tr><th>targets</th><th>same answer</th><th>routed alike</th><th>largest logit difference</th></tr>"
-    return f"<h2>Between targets</h2><table>{head}{rows}</table>" if rows else ""
+def _limits(page: Page) -> str:
+    m = page.manifest
+    confidence = (m.parity or {}).get("confidence", m.gate["limits"]["confidence"])
+    return limits_section(m.parity, m.gate["split"], confidence) if m.parity else ""
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _findings(page: Page) -> str:
+    return findings_section(page.manifest.parity) if page.manifest.parity else ""
 
 
-def _notes(manifest: Manifest) -> str:
-    return (
-        "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(n)}</li>" for n in manifest.notes) + "</ul>" if manifest.notes else ""
-    )
+def _hops(page: Page) -> str:
+    return hops_section(page.manifest.parity) if page.manifest.parity else ""
 
 
-def _floats(manifest: Manifest) -> str:
+def _attribution(page: Page) -> str:
+    return attribution_section(page.manifest.parity, page.labels) if page.manifest.parity else ""
+
+
+def _gallery(page: Page) -> str:
+    lead = f"At most {SHOWN} a target: lost images first, then won ones. Before is the fp32 reference, after is the target."
+    return section("Images whose answer changed", gallery(page.manifest.parity, page.labels, page.thumbnails), lead)
+
+
+def _between(page: Page) -> str:
+    return between_section(page.manifest.parity) if page.manifest.parity else ""
+
+
+def _router(page: Page) -> str:
+    return router_section(page.manifest)
+
+
+def _precision(page: Page) -> str:
+    return precision_section(page.manifest)
+
+
+def _notes(page: Page) -> str:
+    return section("Notes", "".join(f"<p>{escape(note)}</p>" for note in page.manifest.notes))
+
+
+def _floats(page: Page) -> str:
     parts = [
         f"<details><summary>{escape(g.target)} {escape(g.role)} {g.precision}: {g.int8_ops} int8 ops, "
         f"{g.float_ops} float ops{f'; XNNPACK: {escape(delegated(g))}' if g.xnnpack else ''}</summary>"
         f"<p>{escape(', '.join(g.float_op_names))}</p></details>"
-        for g in manifest.graphs
+        for g in page.manifest.graphs
     ]
-    return "<h2>What stays float</h2>" + "".join(parts)
+    return section("What stays float", "".join(parts))
 
 
-def _provenance(manifest: Manifest) -> str:
+def _recipe(page: Page) -> str:
+    return section("Recipe", f"<pre>{escape(page.manifest.recipe['text'])}</pre>")
+
+
+def _provenance(page: Page) -> str:
+    m = page.manifest
     facts = {
-        "checkpoint": manifest.checkpoint["sha256"],
-        "recipe": manifest.recipe["sha256"],
-        "dataset": f"{manifest.dataset['name']} {manifest.dataset['sha256']}",
-        "calibration ids": manifest.calibration["ids_sha256"],
-        "tools": ", ".join(f"{k} {v}" for k, v in manifest.tools.items()),
+        "checkpoint": m.checkpoint["sha256"] or "untrained",
+        "recipe": m.recipe["sha256"],
+        "dataset": f"{m.dataset['name']} {m.dataset['sha256']}",
+        "calibration ids": m.calibration["ids_sha256"],
+        "tools": ", ".join(f"{k} {v}" for k, v in m.tools.items()),
     }
-    rows = "".join(f"<tr><td>{k}</td><td><code>{escape(str(v))}</code></td></tr>" for k, v in facts.items())
-    return f"<h2>Provenance</h2><table>{rows}</table>"
+    return section("Provenance", grid(("", ""), [(k, f"<code>{escape(str(v))}</code>") for k, v in facts.items()]))
+
+
+# in the order of the page; each gives an empty text where it has nothing to say
+SECTIONS: tuple[Callable[[Page], str], ...] = (
+    _systems,
+    _limits,
+    _findings,
+    _hops,
+    _attribution,
+    _between,
+    _router,
+    _precision,
+    _gallery,
+    _notes,
+    _floats,
+    _recipe,
+    _provenance,
+)

@@ -243,3 +243,43 @@ def test_coarse_scores_part_the_images_where_most_go_as_before() -> None:
     scores = np.repeat(np.array([0.25, 0.5, 0.75], np.float32), [10, 10, 10])
     positions = np.repeat([0, 0, 1, 1], [10, 4, 6, 10])
     assert match_policy(scores, positions, 2).branches_of(scores).tolist() == [0] * 10 + [1] * 20
+
+
+@pytest.mark.parametrize("branches", [2, 3])
+@pytest.mark.parametrize("max_drop_pp", [0, 2, 12, 100])
+def test_matched_bounds_keep_the_promise_and_no_others_that_keep_it_send_fewer_elsewhere(
+    branches: int, max_drop_pp: float
+) -> None:
+    """Against every choice of ascending bounds: what a branch in place of the hardest loses is counted on these scores."""
+    for seed in range(30):
+        random = np.random.RandomState(seed)
+        scores = draw_scores(KINDS[seed % len(KINDS)], random, 12)
+        correct = draw_correct(random, scores, branches)
+        positions = np.minimum(np.round(scores * branches + random.randn(12) * 0.4), branches - 1).clip(0).astype(np.int64)
+
+        def keeps(policy: RouterPolicy, scores: Scores = scores, correct: npt.NDArray[np.bool_] = correct) -> bool:
+            routed = policy.branches_of(scores)
+            lost = [(correct[routed == b, -1].sum() - correct[routed == b, b].sum()) for b in range(branches - 1)]
+            return all(one <= max_drop_pp / 100 * 12 / (branches - 1) for one in map(int, lost))
+
+        cuts = [-1.0, *map(float, np.unique(scores))]
+        every = [RouterPolicy(b) for b in itertools.combinations_with_replacement(cuts, branches - 1)]
+        least = min(elsewhere(p, scores, positions) for p in every if keeps(p))
+        found = match_policy(scores, positions, branches, correct=correct, max_drop_pp=max_drop_pp)
+        assert keeps(found), f"seed {seed}"
+        assert elsewhere(found, scores, positions) == least, f"seed {seed}"
+
+
+def test_a_noisy_router_may_not_lose_more_than_the_recipe_allows() -> None:
+    """Matching alone would lose more here: the promise is kept on the scores that the device has."""
+    random = np.random.RandomState(3)
+    scores = random.rand(3000).astype(np.float32)
+    correct = draw_correct(random, scores, 2)
+    reference = policy_for_drop(scores, correct, 1.0).branches_of(scores)
+    noisy = np.round(np.clip(scores + 0.1 * random.randn(3000), 0, 1) * 256).astype(np.float32) / 256
+
+    def lost(policy: RouterPolicy) -> int:
+        return int(correct[:, 1].sum()) - top1(policy, noisy, correct)
+
+    assert lost(match_policy(noisy, reference, 2)) > 30
+    assert lost(match_policy(noisy, reference, 2, correct=correct, max_drop_pp=1.0)) <= 30

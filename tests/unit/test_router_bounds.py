@@ -1,0 +1,64 @@
+"""Accuracy against cost over a router's bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from athe_export.bundle.manifest import FrontierPoint
+from athe_export.router_bounds import FRONTIER_POINTS, frontier
+from athe_export.runtime.routing import RouterPolicy, Scores, policy_for_share
+
+MMACS = (5.0, 20.0)
+
+
+def images(count: int = 800, branches: int = 2) -> tuple[Scores, npt.NDArray[np.bool_]]:
+    """Scores and which branches are right: the easier ones the less, the higher the score."""
+    random = np.random.RandomState(0)
+    scores = random.rand(count).astype(np.float32)
+    chance = 0.9 - scores[:, None] * np.linspace(0.6, 0.1, branches)
+    return scores, random.rand(count, branches) < chance
+
+
+def test_the_frontier_goes_from_no_image_on_the_easiest_branch_to_all() -> None:
+    scores, correct = images()
+    points = frontier(scores, correct, MMACS, RouterPolicy((0.3,)))
+    assert (points[0].share, points[-1].share) == ((0, 1), (1, 0))
+    assert (points[0].mmacs, points[-1].mmacs) == (20, 5)
+    assert points[0].top1 == pytest.approx(correct[:, 1].mean(), abs=1e-6)
+    assert points[-1].top1 == pytest.approx(correct[:, 0].mean(), abs=1e-6)
+    assert len(points) == FRONTIER_POINTS + 2
+    assert np.all(np.diff([p.share[0] for p in points]) > 0) and np.all(np.diff([p.mmacs for p in points]) < 0)
+
+
+def test_every_point_is_what_its_bounds_do_to_the_images() -> None:
+    scores, correct = images()
+    for point in frontier(scores, correct, MMACS, RouterPolicy((0.3,))):
+        routed = RouterPolicy(point.bounds).branches_of(scores)
+        assert point.share[0] == pytest.approx((routed == 0).mean(), abs=1e-6)
+        assert point.top1 == pytest.approx(correct[np.arange(len(scores)), routed].mean(), abs=1e-6)
+        assert point.mmacs == pytest.approx(np.mean(np.where(routed == 0, *MMACS)), abs=1e-3)
+
+
+@pytest.mark.parametrize("bound", [-1.0, 0.0, 0.3, 1.0])
+def test_the_bounds_in_use_are_one_point_and_the_only_one_at_its_share(bound: float) -> None:
+    points = frontier(*images(), MMACS, RouterPolicy((bound,)))
+    (chosen,) = [p for p in points if p.chosen]
+    assert chosen.bounds == (bound,)
+    assert len({p.share for p in points}) == len(points)
+
+
+def test_coarse_scores_have_no_more_points_than_there_are_places_to_part_them() -> None:
+    scores, correct = images()
+    points = frontier(np.round(scores * 4).astype(np.float32) / 4, correct, MMACS, RouterPolicy((0.6,)))
+    assert len(points) <= 6
+
+
+def test_three_branches_have_a_frontier_with_ascending_bounds() -> None:
+    scores, correct = images(branches=3)
+    chosen = policy_for_share(scores, 0.5, 3)
+    points = frontier(scores, correct, (5.0, 10.0, 20.0), chosen)
+    assert all(isinstance(p, FrontierPoint) and list(p.bounds) == sorted(p.bounds) for p in points)
+    assert all(sum(p.share) == pytest.approx(1, abs=1e-5) for p in points)
+    assert [p.bounds for p in points if p.chosen] == [chosen.bounds]
