@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,10 @@ from athe_export.bundle.manifest import (
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import StagedBundle
 from athe_export.data.calibration import BranchShare
-from athe_export.parity.gate import NOT_GATED
+from athe_export.parity.limits import NOT_GATED
 from athe_export.recipe import BranchSpec, RecipeFile
 from athe_export.runtime.golden import golden_bytes, graph_outputs, key, margins, tolerances
 from athe_export.runtime.litert_session import LitertSession
-from athe_export.runtime.predictor import open_session
-from athe_export.runtime.routing import match_policy
 from athe_export.system import Prepared, Routing, System
 
 GOLDEN_PER_BRANCH = 4
@@ -114,26 +113,14 @@ def tool_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def match_routers(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> Manifest:
-    """The manifest with bounds of their own for int8 routers, matched to the reference's routing of the same images."""
-    if manifest.router is None or prepared.routing.policy is None:
-        return manifest
-    routing, bounds = prepared.routing, dict(manifest.router.bounds)
-    size, decided = manifest.router.image_size, prepared.routing.policy.branches_of(prepared.routing.scores)
-    fixed = prepared.file.recipe.router is not None and prepared.file.recipe.router.threshold.fixed is not None
-    bundle, preprocessing = open_bundle(staged.folder), prepared.images.preprocessing
-    for entry in manifest.graphs:
-        if entry.role != "router" or entry.precision != "int8" or fixed:  # a stated number holds for every engine
-            continue
-        session = open_session(bundle, entry)
-        sources = (preprocessing.source(prepared.dataset.image(routing.split, i)) for i in routing.ids)
-        scores = np.array([session.run(preprocessing.tensor(s, size)).reshape(-1)[0] for s in sources], np.float32)
-        bounds[entry.target] = match_policy(scores, decided, len(manifest.branches)).bounds
-    return dataclasses.replace(manifest, router=dataclasses.replace(manifest.router, bounds=bounds))
+def draft_manifest(
+    prepared: Prepared, graphs: tuple[GraphEntry, ...], calibrated: Mapping[str, Any] | None = None
+) -> Manifest:
+    """The manifest before the gate, verdict `not_gated`.
 
-
-def draft_manifest(prepared: Prepared, graphs: tuple[GraphEntry, ...]) -> Manifest:
-    """The manifest before the gate, verdict `not_gated`."""
+    Args:
+        calibrated: how int8 ranges were found and what was measured of it (`CalibrationStudy.to_json`).
+    """
     file, system, routing, images = prepared.file, prepared.system, prepared.routing, prepared.images
     recipe, preprocessing, dataset = file.recipe, images.preprocessing, prepared.dataset
     sizes = tuple(sorted({source.image_size for source in system.sources}))
@@ -148,6 +135,7 @@ def draft_manifest(prepared: Prepared, graphs: tuple[GraphEntry, ...]) -> Manife
             "images": len(images.found.ids),
             "ids_sha256": images.found.ids_sha256,
             "pixels_sha256": images.found.pixels_sha256,
+            **(calibrated or {}),
         },
         tools=tool_versions(),
         preprocessing=PreprocessingEntry(

@@ -13,32 +13,28 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.assembly import TargetGraph, add_golden, add_graph, add_labels, draft_manifest, match_routers
-from athe_export.branches import BranchGraphSource
+from athe_export.assembly import add_golden, add_graph, add_labels, draft_manifest
+from athe_export.build_gate import ExportedGraphs, exported_graphs, gate_staged, torch_on_gate
 from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import StagedBundle, staged_bundle
+from athe_export.calibrators import CalibrationStudy
 from athe_export.data.calibration import check_calibration_set, read_calibration_set
 from athe_export.data.source import Dataset, open_dataset, require_classes, require_split
 from athe_export.errors import ExportError, GateFailed, GateInconclusive
-from athe_export.parity.gate import FAIL, PASS, ParityReport
-from athe_export.parity.run import run_gate
-from athe_export.preprocessing import Preprocessing, Tensor
+from athe_export.graphs import target_graphs
+from athe_export.layer_precision import PrecisionStudy
+from athe_export.parity.gate import ParityReport
+from athe_export.parity.limits import FAIL, PASS
+from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import RecipeFile
 from athe_export.reference import TorchReference
+from athe_export.report.gallery import shown_ids, thumbnail
 from athe_export.report.html import report_html
-from athe_export.runtime.golden import check_golden
-from athe_export.runtime.onnx_session import OnnxSession
-from athe_export.system import CalibrationImages, Prepared, fit_routing, load_system
-from athe_export.targets.equality import require_equal
-from athe_export.targets.keep_float import kept_float, require_layers
-from athe_export.targets.litert.export import export as litert_export
-from athe_export.targets.litert.quantize import quantize as litert_quantize
-from athe_export.targets.onnx.export import export as onnx_export
-from athe_export.targets.onnx.quantize import quantize as onnx_quantize
-from athe_export.targets.onnx.simplify import simplify
-
-CHECK_IMAGES = 4  # calibration images on which every fp32 graph is held against torch
+from athe_export.router_bounds import fit_routers
+from athe_export.runtime.golden import GoldenResult, check_golden
+from athe_export.system import CalibrationImages, Prepared, equalise_system, fit_routing, load_system
+from athe_export.targets.keep_float import require_layers
 
 
 class Watcher(Protocol):
@@ -51,10 +47,11 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished build: where the bundle is, its manifest and the seconds each stage took."""
+    """A finished build: where the bundle is, its manifest, its golden self-test and the seconds each stage took."""
 
     output: Path
     manifest: Manifest
+    golden: tuple[GoldenResult, ...]
     stages: tuple[tuple[str, float], ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +59,8 @@ class BuildResult:
             "bundle": str(self.output),
             "verdict": self.manifest.verdict,
             "parity": self.manifest.parity,
+            "golden": [vars(g) | {"passed": g.passed} for g in self.golden],
+            "frontier": self.manifest.to_json()["router"]["frontier"] if self.manifest.router else {},
             "notes": list(self.manifest.notes),
             "stages": [{"name": name, "seconds": round(seconds, 2)} for name, seconds in self.stages],
         }
@@ -82,18 +81,19 @@ def run_build(
         AtheExportError: anything else that a user can mend; nothing is left behind but an empty lock file.
     """
     timer = _StageTimer(watch)
-    with staged_bundle(output) as staged:
+    with staged_bundle(output) as staged, exported_graphs(staged.output) as exported:
         prepared = _prepare(file, data_root, checkpoint, timer)
-        graphs = _graphs(prepared, staged, timer)
+        study, layers = CalibrationStudy(prepared, watch.progress), PrecisionStudy(prepared, watch.progress)
+        graphs = _graphs(prepared, staged, exported, study, layers, timer)
         with timer.stage("golden"):
             add_labels(staged, prepared)
-            manifest = staged.finish(draft_manifest(prepared, graphs))
-            manifest = staged.finish(match_routers(staged, prepared, manifest))
+            manifest = staged.finish(layers.noted(draft_manifest(prepared, graphs, study.to_json())))
+            manifest = staged.finish(fit_routers(staged, prepared, manifest))
             manifest = add_golden(staged, prepared, manifest)
-        report = _gate(prepared, staged, manifest, timer) if prepared.system.trained else None
+        report = _gate(prepared, staged, exported, manifest, timer) if prepared.system.trained else None
         with timer.stage("verify"):
-            manifest = _finish(staged, manifest, report)
-        result = BuildResult(output, manifest, tuple(timer.seconds))
+            manifest, golden = _finish(staged, prepared, manifest, report)
+        result = BuildResult(output, manifest, golden, tuple(timer.seconds))
         if report is not None and report.verdict != PASS:
             staged.keep()
             raise _missed(report, dataclasses.replace(result, output=staged.folder))
@@ -117,6 +117,9 @@ def _prepare(file: RecipeFile, data_root: Path | None, checkpoint: Path | None, 
         require_layers(file.recipe.targets, {source.role: source.layers for source in system.sources})
     with timer.stage("routing"):
         routing = fit_routing(file, system, reference, images, dataset, timer.watch.progress)
+    if file.recipe.equalise is not None:
+        with timer.stage("equalise"):  # what is exported; the reference stays the checkpoint as it was
+            system = equalise_system(system, routing, images)
     return Prepared(file, dataset, images, system, reference, routing)
 
 
@@ -134,90 +137,57 @@ def _gate_ids(file: RecipeFile, dataset: Dataset) -> npt.NDArray[np.int64]:
     return np.arange(size if gate.limit is None else min(gate.limit, size), dtype=np.int64)
 
 
-def _graphs(prepared: Prepared, staged: StagedBundle, timer: _StageTimer) -> tuple[GraphEntry, ...]:
+def _graphs(
+    prepared: Prepared,
+    staged: StagedBundle,
+    exported: ExportedGraphs,
+    study: CalibrationStudy,
+    layers: PrecisionStudy,
+    timer: _StageTimer,
+) -> tuple[GraphEntry, ...]:
     """Every target asked for, every role, every precision."""
-    make = {"onnx": _onnx_graphs, "litert": _litert_graphs}
     return tuple(
         add_graph(staged, target, graph)
         for target in prepared.file.recipe.targets.names
-        for source in prepared.system.sources
-        for graph in make[target](prepared, source, timer)
+        for graph in target_graphs(prepared, target, exported, study, layers, timer)
     )
 
 
-def _onnx_graphs(prepared: Prepared, source: BranchGraphSource, timer: _StageTimer) -> Iterator[TargetGraph]:
-    """Export, simplify, quantize; the router stays float, where ONNX Runtime's int8 does not pay."""
-    spec = prepared.file.recipe.targets.onnx
-    assert spec is not None
-    with timer.stage(f"onnx: export {source.role}"):
-        checked = _check_images(prepared, source)
-        graph = simplify(onnx_export(source, spec.opset, checked))
-        require_equal(OnnxSession(graph.content), source, checked, "simplification")
-    if "fp32" in spec.precisions or source.role == "router":
-        yield graph
-    if "int8" in spec.precisions and source.role != "router":
-        with timer.stage(f"onnx: quantize {source.role}"):
-            quantized = onnx_quantize(graph, spec.quantize, _calibration_tensors(prepared, source))
-        yield quantized
-
-
-def _litert_graphs(prepared: Prepared, source: BranchGraphSource, timer: _StageTimer) -> Iterator[TargetGraph]:
-    """Export, quantize; a router that the recipe keeps float altogether is there once."""
-    spec = prepared.file.recipe.targets.litert
-    assert spec is not None
-    with timer.stage(f"litert: export {source.role}"):
-        graph = litert_export(source, _check_images(prepared, source))
-    kept = len(kept_float(source.layers, spec.quantize.keep_float)) == len(source.layers)
-    if "fp32" in spec.precisions or kept:
-        yield graph
-    if "int8" in spec.precisions and not kept:
-        with timer.stage(f"litert: quantize {source.role}"):
-            quantized = litert_quantize(graph, spec.quantize, _calibration_tensors(prepared, source))
-        yield quantized
-
-
-def _check_images(prepared: Prepared, source: BranchGraphSource) -> tuple[Tensor, ...]:
-    return tuple(prepared.images.tensors(None, source.image_size, CHECK_IMAGES))
-
-
-def _calibration_tensors(prepared: Prepared, source: BranchGraphSource) -> Iterator[Tensor]:
-    """A branch is calibrated on images that are routed to it, the router on all."""
-    names = [b.name for b in prepared.file.recipe.branches]
-    share = None if source.role == "router" else prepared.routing.shares[names.index(source.role)]
-    return prepared.images.tensors(share, source.image_size)
-
-
-def _gate(prepared: Prepared, staged: StagedBundle, manifest: Manifest, timer: _StageTimer) -> ParityReport:
-    """The staged bundle through the device's own runtime, against torch on the same images."""
+def _gate(
+    prepared: Prepared, staged: StagedBundle, exported: ExportedGraphs, manifest: Manifest, timer: _StageTimer
+) -> ParityReport:
+    """The staged bundle through the device's own runtime, against torch on the same images, hop by hop."""
     progress = timer.watch.progress
     with timer.stage("reference"):
-        split, ids = manifest.gate["split"], _gate_ids(prepared.file, prepared.dataset)
-        expected = prepared.reference.run(prepared.dataset, split, ids, progress)
-        staged.add("reference.npz", "reference", expected.to_bytes(), optional=True)
+        traced = torch_on_gate(prepared, manifest, _gate_ids(prepared.file, prepared.dataset), progress)
+        staged.add("reference.npz", "reference", traced.reference.to_bytes(), optional=True)
     with timer.stage("parity"):
         staged.finish(manifest)
-        return run_gate(open_bundle(staged.folder), expected, prepared.dataset, manifest.systems, progress)
+        return gate_staged(prepared, open_bundle(staged.folder), exported, traced, progress)
 
 
-def _finish(staged: StagedBundle, manifest: Manifest, report: ParityReport | None) -> Manifest:
+def _finish(
+    staged: StagedBundle, prepared: Prepared, manifest: Manifest, report: ParityReport | None
+) -> tuple[Manifest, tuple[GoldenResult, ...]]:
     """Adds the report, writes the final manifest and checks the staged bundle as `verify` would."""
     if report is not None:
         manifest = dataclasses.replace(manifest, verdict=report.verdict, parity=report.to_json())
-    staged.add("report.html", "report", report_html(manifest).encode())
+    images, split = prepared.dataset, manifest.gate["split"]
+    thumbnails = {i: thumbnail(images.image(split, i)) for i in shown_ids(manifest.parity)}
+    staged.add("report.html", "report", report_html(manifest, images.class_names, thumbnails).encode())
     manifest = staged.finish(manifest)
     bundle = open_bundle(staged.folder)
     bundle.check()
     results, not_run = check_golden(bundle)
     if not_run or not all(r.bit_equal for r in results):
         raise ExportError("the staged bundle does not repeat its own golden outputs", where=str(staged.folder))
-    return manifest
+    return manifest, results
 
 
 def _missed(report: ParityReport, result: BuildResult) -> GateFailed | GateInconclusive:
     error, word = (GateFailed, "failed") if report.verdict == FAIL else (GateInconclusive, "is inconclusive")
-    broken = [limit.said() for limit in report.limits if limit.verdict != PASS]
     return error(
-        f"the parity gate {word}:\n" + "\n".join(f"  {line}" for line in broken),
+        f"the parity gate {word}:\n" + "\n".join(f"  {line}" for line in report.broken),
         where=str(result.output),
         remedy="the staging folder is kept for inspection and the previous bundle is untouched; keep sensitive "
         "layers float (keep_float of the target's quantize section), change the calibrator, or use more gate images",

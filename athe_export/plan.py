@@ -27,12 +27,17 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
         )
     calibration = read_calibration_set(file.resolve(recipe.data.calibration))
     roles = [*(["router"] if recipe.router else []), *(b.name for b in recipe.branches)]
-    stages = ["data", "checkpoint", "routing"]
+    stages = ["data", "checkpoint", "routing", *(["equalise"] if recipe.equalise else [])]
     for target in recipe.targets.names:
-        int8 = "int8" in getattr(recipe.targets, target).precisions
-        for role in roles:
-            quantized = int8 and not (role == "router" and _router_stays_float(target, getattr(recipe.targets, target)))
-            stages += [f"{target}: export {role}", *([f"{target}: quantize {role}"] if quantized else [])]
+        spec = getattr(recipe.targets, target)
+        quantized = [
+            r for r in roles if "int8" in spec.precisions and not (r == "router" and _router_stays_float(target, spec))
+        ]
+        stages += [f"{target}: export {role}" for role in roles]
+        stages += [f"{target}: calibrator"] if quantized and spec.quantize.calibrator == "auto" else []
+        stages += [f"{target}: sensitivity"] if quantized and spec.quantize.sensitivity is not None else []
+        stages += [f"{target}: search"] if quantized and spec.quantize.auto is not None else []
+        stages += [f"{target}: quantize {role}" for role in quantized]
     gated = weights is not None
     stages += ["golden", *(["reference", "parity"] if gated else []), "verify"]
     return {

@@ -119,12 +119,40 @@ class BranchSpec:
 
 
 @dataclass(frozen=True)
+class EqualiseSpec:
+    alpha: float = key(
+        "share of a channel's range that the layer takes over; the rest stays in the norm", default=0.5, min=0, max=1
+    )
+    shift: bool = key("the middle of each channel's range is moved to 0 as well", default=False)
+
+
+@dataclass(frozen=True)
+class SensitivitySpec:
+    images: int = key("held-out images to measure on", default=256, min=1)
+    by: Literal["layer", "block"] = key("what is int8 alone: one layer, or the layers of one block", default="layer")
+
+
+@dataclass(frozen=True)
+class AutoPrecisionSpec:
+    """Layers to keep float are searched on held-out images."""
+
+    max_top1_drop_pp: float = key(
+        "largest top-1 drop against the fp32 graphs, percentage points; held on its bound", min=0, max=100
+    )
+    max_slowdown: float = key("longest time of an image, over that with every layer int8", default=1.5, min=1, max=100)
+    minutes: float = key("the search ends after so long, with the best that it found", default=30.0, min=0, max=100000)
+    images: int | None = key("held-out images to measure on; null: all", default=None, min=1)
+
+
+@dataclass(frozen=True)
 class OnnxQuantizeSpec:
     scheme: Literal["static_wi8_ai8", "dynamic_wi8_afp32"] = key("int8 scheme", default="static_wi8_ai8")
-    calibrator: Literal["min_max", "percentile", "entropy"] = key("activation ranges", default="min_max")
+    calibrator: Literal["min_max", "percentile", "entropy", "mse", "auto"] = key("activation ranges", default="min_max")
     percentile: float = key("of the percentile calibrator", default=99.99, min=50, max=100)
     reduce_range: bool = key("7-bit weights, exact on x86 without VNNI", default=False)
     keep_float: tuple[str, ...] = key("torch module globs of layers that stay float", default=())
+    sensitivity: SensitivitySpec | None = key("what int8 costs each layer is measured and kept; null: no", default=None)
+    auto: AutoPrecisionSpec | None = key("more layers to keep float are searched; null: no", default=None)
 
 
 @dataclass(frozen=True)
@@ -138,6 +166,12 @@ class OnnxTarget:
 class LitertQuantizeSpec:
     scheme: Literal["static_wi8_ai8", "dynamic_wi8_afp32"] = key("int8 scheme", default="static_wi8_ai8")
     keep_float: tuple[str, ...] = key("torch module globs of layers that stay float", default=())
+    calibrator: Literal["min_max", "moving_average", "percentile", "mse", "auto"] = key(
+        "activation ranges", default="min_max"
+    )
+    percentile: float = key("of the percentile calibrator", default=99.99, min=50, max=100)
+    sensitivity: SensitivitySpec | None = key("what int8 costs each layer is measured and kept; null: no", default=None)
+    auto: AutoPrecisionSpec | None = key("more layers to keep float are searched; null: no", default=None)
 
 
 @dataclass(frozen=True)
@@ -165,6 +199,9 @@ class ParitySpec:
     min_agreement: float = key("least share of images with the same answer", default=0.97, min=0, max=1)
     min_router_agreement: float = key("least share of images routed alike", default=0.99, min=0, max=1)
     confidence: float = key("one-sided confidence of every bound", default=0.95, min=0.5, max=0.9999)
+    stability_draws: int = key(
+        "other draws of calibration images that int8 is measured with; 0: none", default=0, min=0, max=100
+    )
 
 
 @dataclass(frozen=True)
@@ -224,6 +261,7 @@ class Recipe:
     branches: tuple[BranchSpec, ...] = key("static graphs, easiest first")
     targets: Targets = key("what to build for")
     router: RouterSpec | None = key("needed with two branches and more", default=None)
+    equalise: EqualiseSpec | None = key("LayerNorm's scales go into the next layer before export; null: no", default=None)
     parity: ParitySpec = key("limits of the parity gate", default=ParitySpec())
     train: TrainSpec | None = key("how the checkpoint is trained", default=None)
 

@@ -112,6 +112,41 @@ def _check_targets(r: Recipe, sound: _Sound) -> _Found:
             yield ("targets", name, "precisions"), "must name int8, fp32 or both, each once"
 
 
+def _check_calibrators(r: Recipe, sound: _Sound) -> _Found:
+    if not sound("targets") or not sound("data", "gate"):
+        return
+    held_out = r.data.gate.split == "holdout"
+    text = "measures on the held-out images, which data.gate.split says the gate is run on"
+    for name in r.targets.names:
+        spec, where = getattr(r.targets, name).quantize, ("targets", name, "quantize", "calibrator")
+        if spec.calibrator != "auto":
+            continue
+        if spec.scheme != "static_wi8_ai8":
+            yield where, f"auto compares ranges of static_wi8_ai8; {spec.scheme} has none to compare"
+        if held_out:
+            yield where, f"auto {text}"
+    if sound("parity") and r.parity.stability_draws and held_out:
+        yield ("parity", "stability_draws"), text
+
+
+def _check_precision(r: Recipe, sound: _Sound) -> _Found:
+    if not sound("targets"):
+        return
+    for name in r.targets.names:
+        target, where = getattr(r.targets, name), ("targets", name, "quantize")
+        asked = [key for key in ("sensitivity", "auto") if getattr(target.quantize, key) is not None]
+        for key in asked:
+            if "int8" not in target.precisions:
+                yield (*where, key), f"is about int8 graphs, and targets.{name}.precisions asks for none"
+            if sound("data", "gate") and r.data.gate.split == "holdout":
+                yield (*where, key), "measures on the held-out images, which data.gate.split says the gate is run on"
+        if "auto" in asked and sound("parity"):
+            drop, gate = target.quantize.auto.max_top1_drop_pp, r.parity.max_top1_drop_pp
+            if drop > gate:
+                text = f"{drop} is more than parity.max_top1_drop_pp {gate}: the gate would refuse what the search accepts"
+                yield (*where, "auto", "max_top1_drop_pp"), text
+
+
 def _check_train(r: Recipe, sound: _Sound) -> _Found:
     if r.train is None or not sound("train"):
         return
@@ -177,5 +212,7 @@ _CHECKS = (
     _check_router,
     _check_threshold,
     _check_targets,
+    _check_calibrators,
+    _check_precision,
     _check_train,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from athe_export.data.calibration import BranchShare, CalibrationSet, split_by_b
 from athe_export.data.source import Dataset, Progress, require_split
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
+from athe_export.model.equalise import equalised, measure_ranges, require_same
 from athe_export.model.heads import head_importance, rank_heads
 from athe_export.parity.reference import Reference
 from athe_export.preprocessing import Pixels, Preprocessing, Tensor
@@ -22,6 +25,9 @@ from athe_export.reference import TorchReference
 from athe_export.runtime.routing import RouterPolicy, fit_policy, policy_for_share
 
 HOLDOUT = "holdout"
+FRONTIER_IMAGES = 1000  # held-out images of the frontier where the threshold is not fitted on all of them
+_BATCH = 16
+_CHECKED = 32  # calibration images a branch on which equalisation is held against the model as it was
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ class Routing:
     """The reference's policy, the images that it was fitted on and each branch's calibration images.
 
     `split`, `ids` and `scores` (float32 [n], the reference's) are what another engine's policy is matched to; `notes`
-    name top-ups and stand-ins.
+    name top-ups and stand-ins. `held_out` is the reference on held-out images, on which accuracy can be told against cost;
+    None of untrained weights and where there are no such images.
     """
 
     policy: RouterPolicy | None
@@ -93,6 +100,7 @@ class Routing:
     split: str = ""
     ids: tuple[int, ...] = ()
     scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    held_out: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +146,19 @@ def fit_routing(
             ids = ", ".join(map(str, share.topped_up))
             notes.append(f"branch {name} has too few calibration images of its own; topped up with ids {ids}")
     if evidence is None:  # the calibration images
-        return Routing(policy, shares, tuple(notes), images.found.split, tuple(images.found.ids), scores)
-    return Routing(policy, shares, tuple(notes), HOLDOUT, tuple(int(i) for i in evidence.ids), evidence.scores)
+        held = _held_out(system, reference, dataset, FRONTIER_IMAGES, progress)
+        return Routing(policy, shares, tuple(notes), images.found.split, tuple(images.found.ids), scores, held)
+    return Routing(policy, shares, tuple(notes), HOLDOUT, tuple(int(i) for i in evidence.ids), evidence.scores, evidence)
+
+
+def _held_out(
+    system: System, reference: TorchReference, dataset: Dataset, limit: int | None, progress: Progress
+) -> Reference | None:
+    """The reference on the first `limit` held-out images."""
+    if not system.trained or HOLDOUT not in dataset.splits:
+        return None
+    size = dataset.size(HOLDOUT)
+    return reference.run(dataset, HOLDOUT, np.arange(size if limit is None else min(limit, size)), progress)
 
 
 def _policy(
@@ -160,6 +179,36 @@ def _policy(
     correct, held = np.zeros((0, branches), np.bool_), None
     if threshold.max_drop_pp is not None:
         require_split(dataset, HOLDOUT, "router.threshold.max_drop_pp")
-        held = reference.run(dataset, HOLDOUT, np.arange(dataset.size(HOLDOUT)), progress)
-        scores, correct = held.scores, (held.answers() == held.labels).T
+        held = _held_out(system, reference, dataset, None, progress)
+        assert held is not None
+        scores, correct = held.scores, held.correct()
     return fit_policy(branches, scores, correct, **vars(threshold)), held
+
+
+def equalise_system(system: System, routing: Routing, images: CalibrationImages) -> System:
+    """The system with LayerNorm's scales folded as the recipe's `equalise` says; the reference stays what it was.
+
+    Raises:
+        ExportError: a logit changed by more than rounding.
+    """
+    recipe = system.model.recipe
+    assert recipe.equalise is not None
+    model = equalised(system.model, measure_ranges(system.model, _by_branch(recipe, routing, images)), recipe.equalise)
+    error = require_same(system.model, model, _by_branch(recipe, routing, images, _CHECKED))
+    said = f"alpha {recipe.equalise.alpha:g}" + (", shifted" if recipe.equalise.shift else "")
+    note = f"LayerNorm's scales were equalised ({said}); fp32 logits changed by {error:.1e} at most on calibration images"
+    return dataclasses.replace(system, model=model, sources=graph_sources(model), notes=(*system.notes, note))
+
+
+def _by_branch(
+    recipe: Recipe, routing: Routing, images: CalibrationImages, limit: int | None = None
+) -> Mapping[str, Iterator[torch.Tensor]]:
+    """Calibration images in batches by branch, `limit` at most of each."""
+    size = recipe.model.image_size
+    shares = {b.name: share for b, share in zip(recipe.branches, routing.shares, strict=True)}
+    return {name: _batches(images.tensors(share, size, limit)) for name, share in shares.items()}
+
+
+def _batches(tensors: Iterator[Tensor]) -> Iterator[torch.Tensor]:
+    while batch := list(islice(tensors, _BATCH)):
+        yield torch.from_numpy(np.concatenate(batch))

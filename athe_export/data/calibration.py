@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,10 +17,12 @@ import numpy.typing as npt
 
 from athe_export.data.source import Dataset, pixel_digest
 from athe_export.errors import CalibrationError
+from athe_export.preprocessing import Pixels
 from athe_export.schema import DocumentReader, key
 
 SHA256 = r"[0-9a-f]{64}"
 LEAST_PER_BRANCH = 32
+_DRAW_SEED = 1  # of further draws, which are the same every time
 MAKE = "python -m athe_export.data.make_calibration --help"
 
 
@@ -71,6 +74,36 @@ def make_calibration_set(dataset: Dataset, split: str, count: int, seed: int, av
         )
     ids = tuple(sorted(chosen))
     return CalibrationSet(1, dataset.name, split, ids, ids_digest(ids), _pixels_digest(dataset, split, ids))
+
+
+def disjoint_draws(
+    found: CalibrationSet, dataset: Dataset, avoid: Iterable[Pixels], draws: int
+) -> tuple[CalibrationSet, ...]:
+    """Sets as large as `found`, from its split, that share no image with it, with one another, nor with those in `avoid`.
+
+    Raises:
+        CalibrationError: the split has too few images.
+    """
+    seen = {pixel_digest(pixels) for pixels in avoid} | {pixel_digest(dataset.image(found.split, i)) for i in found.ids}
+    chosen: list[int] = []
+    wanted = draws * len(found.ids)
+    for index in np.random.RandomState(_DRAW_SEED).permutation(dataset.size(found.split)):
+        if len(chosen) == wanted:
+            break
+        digest = pixel_digest(dataset.image(found.split, int(index)))
+        if digest not in seen:
+            chosen.append(int(index))
+            seen.add(digest)
+    if len(chosen) < wanted:
+        raise CalibrationError(
+            f"{dataset.name}/{found.split} has {len(chosen)} other images; {draws} draws of {len(found.ids)} need {wanted}",
+            where="parity.stability_draws",
+            remedy="ask for fewer draws, or make a smaller calibration set",
+        )
+    return tuple(
+        CalibrationSet(1, dataset.name, found.split, ids, ids_digest(ids), _pixels_digest(dataset, found.split, ids))
+        for ids in (tuple(sorted(chosen[i::draws])) for i in range(draws))
+    )
 
 
 def read_calibration_set(path: Path) -> CalibrationSet:

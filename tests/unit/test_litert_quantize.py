@@ -10,6 +10,7 @@ import pytest
 from ai_edge_quantizer import calibrator, qtyping, quantizer
 
 from athe_export.branches import BranchGraphSource
+from athe_export.calibrators import calibrators_of
 from athe_export.errors import CalibrationError, ExportError, RecipeError
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import LitertQuantizeSpec, LitertTarget, OnnxTarget, Targets
@@ -96,6 +97,35 @@ def test_int8_logits_stay_close(litert_graphs: Graphs, real_images: tuple[Tensor
     found = LitertSession(quantize(litert_graphs["complex"], spec, real_images).content)
     for image in real_images:
         assert np.corrcoef(exact.run(image).ravel(), found.run(image).ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("calibrator", calibrators_of(LitertQuantizeSpec))
+@pytest.mark.parametrize("role", ["router", "complex"])
+def test_every_calibrator_keeps_the_outputs_close(
+    litert_graphs: Graphs, real_images: tuple[Tensor, ...], calibrator: str, role: str
+) -> None:
+    exact = LitertSession(litert_graphs[role].content)
+    spec = LitertQuantizeSpec(calibrator=calibrator)  # type: ignore[arg-type]
+    found = LitertSession(quantize(litert_graphs[role], spec, real_images).content)
+    pairs = np.stack([(exact.run(image).ravel(), found.run(image).ravel()) for image in real_images], 1)
+    assert np.corrcoef(pairs[0].ravel(), pairs[1].ravel())[0, 1] > 0.95
+
+
+def test_mse_and_a_percentile_cut_off_a_lone_outlier_that_min_max_keeps(
+    litert_graphs: Graphs, real_images: tuple[Tensor, ...]
+) -> None:
+    outlier = real_images[0].copy()
+    outlier[0, 0, 0, 0] = 100.0
+    scales = {
+        name: input_scale(quantize(litert_graphs["simple"], LitertQuantizeSpec(calibrator=name), [*real_images, outlier]))  # type: ignore[arg-type]
+        for name in ("min_max", "percentile", "mse")
+    }
+    assert scales["percentile"] < 0.2 * scales["min_max"] and scales["mse"] < 0.7 * scales["min_max"]
+
+
+def test_a_calibrator_that_was_not_settled_is_refused(litert_graphs: Graphs, real_images: tuple[Tensor, ...]) -> None:
+    with pytest.raises(ValueError, match="by name"):
+        quantize(litert_graphs["simple"], LitertQuantizeSpec(calibrator="auto"), real_images)
 
 
 def test_the_dynamic_scheme_reads_no_image_and_leaves_activations_float(litert_graphs: Graphs) -> None:

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from athe_export.branches import BranchGraphSource, build_branch
+from athe_export.calibrators import calibrators_of
 from athe_export.errors import CalibrationError, ExportError, RecipeError
 from athe_export.model.athe import AtheModel
 from athe_export.preprocessing import Tensor
@@ -93,13 +94,45 @@ def test_static_int8_covers_every_layer_but_the_scorer_and_names_what_stays_floa
     assert OnnxSession(quantized.model.SerializeToString()).run(images[0]).shape == (1, 100)
 
 
-@pytest.mark.parametrize("calibrator", ["min_max", "percentile", "entropy"])
+@pytest.mark.parametrize("calibrator", calibrators_of(OnnxQuantizeSpec))
 def test_every_calibrator_keeps_the_logits_close(calibrator: str, graph: OnnxGraph, images: tuple[Tensor, ...]) -> None:
     quantized = OnnxSession(quantize(graph, OnnxQuantizeSpec(calibrator=calibrator), images).model.SerializeToString())  # type: ignore[arg-type]
     plain = OnnxSession(graph.model.SerializeToString())
     for image in images:
         exact, found = plain.run(image).ravel(), quantized.run(image).ravel()
         assert np.corrcoef(exact, found)[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("calibrator", calibrators_of(OnnxQuantizeSpec))
+def test_values_that_are_not_finite_are_refused(calibrator: str, graph: OnnxGraph, images: tuple[Tensor, ...]) -> None:
+    """A checkpoint whose first MLP overflows."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    node = next(n for n in model.graph.node if n.name == "blocks.0.mlp.fc1")
+    weight = next(i for i in model.graph.initializer if i.name == node.input[1])
+    huge = np.float32(1e38) * np.sign(onnx.numpy_helper.to_array(weight))
+    weight.CopyFrom(onnx.numpy_helper.from_array(huge, weight.name))
+    with pytest.raises(CalibrationError, match="not finite on the calibration images"):
+        quantize(dataclasses.replace(graph, model=model), OnnxQuantizeSpec(calibrator=calibrator), images)  # type: ignore[arg-type]
+
+
+def test_mse_never_takes_a_wider_range_than_min_max_and_cuts_where_it_pays(
+    graph: OnnxGraph, images: tuple[Tensor, ...]
+) -> None:
+    def steps(calibrator: str) -> dict[str, float]:
+        model = quantize(graph, OnnxQuantizeSpec(calibrator=calibrator), images).model.graph  # type: ignore[arg-type]
+        stored = {i.name: onnx.numpy_helper.to_array(i) for i in model.initializer}
+        return {n.input[0]: float(stored[n.input[1]]) for n in model.node if n.op_type == "QuantizeLinear"}
+
+    whole, least = steps("min_max"), steps("mse")
+    assert whole.keys() == least.keys() and len(whole) == 3 * 4 + 1
+    assert all(least[name] <= whole[name] * 1.0001 for name in whole)
+    assert any(least[name] < 0.98 * whole[name] for name in whole)
+
+
+def test_a_calibrator_that_was_not_settled_is_refused(graph: OnnxGraph, images: tuple[Tensor, ...]) -> None:
+    with pytest.raises(ValueError, match="by name"):
+        quantize(graph, OnnxQuantizeSpec(calibrator="auto"), images)
 
 
 def test_calibrating_in_chunks_sees_every_image(graph: OnnxGraph, images: tuple[Tensor, ...]) -> None:

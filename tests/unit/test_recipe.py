@@ -130,6 +130,32 @@ def test_a_wrong_key_or_value_is_said_with_its_line(write: Write, old: str, new:
     assert said in refusal(write(old, new))
 
 
+HELD = "measures on the held-out images, which data.gate.split says the gate is run on"
+GATE = ("  calibration: calibration.yaml\n", "  calibration: calibration.yaml\n  gate: {split: holdout}\n")
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ("{litert: {quantize: {calibrator: entropy}}}", "targets.litert.quantize.calibrator: 'entropy' is not one of min_max, moving_average, percentile, mse, auto"),
+        ("{onnx: {quantize: {calibrator: moving_average}}}", "targets.onnx.quantize.calibrator: 'moving_average' is not one of min_max, percentile, entropy, mse, auto"),
+        ("{onnx: {quantize: {scheme: dynamic_wi8_afp32, calibrator: auto}}}", "targets.onnx.quantize.calibrator: auto compares ranges of static_wi8_ai8; dynamic_wi8_afp32 has none to compare"),
+    ],
+)  # fmt: skip
+def test_a_calibrator_that_a_target_does_not_have_is_refused_with_those_it_has(
+    write: Write, targets: str, said: str
+) -> None:
+    assert refusal(write("{onnx: {opset: 20}}", targets)) == [f"line 13: {said}"]
+
+
+def test_nothing_is_chosen_on_the_images_of_the_gate(write: Write) -> None:
+    path = write(*GATE, "{onnx: {opset: 20}}", "{litert: {quantize: {calibrator: auto}}}\nparity: {stability_draws: 2}")
+    assert refusal(path) == [
+        f"line 14: targets.litert.quantize.calibrator: auto {HELD}",
+        f"line 15: parity.stability_draws: {HELD}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -301,7 +327,7 @@ def test_a_recipe_of_litert_alone_is_one(write: Write) -> None:
         ("{litert: {precisions: [int8, int8]}}", "targets.litert.precisions: must name int8, fp32 or both, each once"),
         ("{onnx: {precisions: [fp16]}}", "targets.onnx.precisions[0]: "),
         ("{litert: {opset: 20}}", "targets.litert.opset"),
-        ("{litert: {quantize: {calibrator: min_max}}}", "targets.litert.quantize.calibrator"),
+        ("{litert: {quantize: {reduce_range: true}}}", "targets.litert.quantize.reduce_range"),
         ("{lite_rt: {}}", "litert"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ai_edge_quantizer import calibrator, qtyping, quantizer
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
-from ai_edge_quantizer.utils import qsv_utils
+from ai_edge_quantizer.utils import histogram_utils, qsv_utils, tfl_interpreter_utils
 
 from athe_export.errors import CalibrationError, ExportError
 from athe_export.preprocessing import Tensor
@@ -23,6 +23,7 @@ from athe_export.runtime.litert_session import LitertSession
 from athe_export.targets.keep_float import kept_float
 from athe_export.targets.litert.graph import LitertGraph, Op, require_static
 from athe_export.targets.quiet import quiet
+from athe_export.targets.ranges import BINS, Histogram, mse_range, percentile_range
 
 _LAYERS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 _CHUNK = 16  # images that the calibrator is handed at once, since it goes over them twice
@@ -34,14 +35,17 @@ def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Tens
 
     Args:
         graph: fp32, layers named after torch modules.
-        spec: scheme of the branches, and what stays float.
+        spec: scheme of the branches, calibrator (by name, not `auto`) and what stays float.
         images: calibration images of this role, float32 [1, 3, size, size]; a branch's are not read by the dynamic scheme.
 
     Raises:
         CalibrationError: no calibration images.
         ExportError: a layer that should be int8 is not or the other way round, the graph is no longer static, or
             XNNPACK takes it in more partitions than the fp32 graph.
+        ValueError: the calibrator is `auto`, which is for `calibrators.CalibrationStudy` to settle.
     """
+    if spec.calibrator == "auto":
+        raise ValueError("a calibrator is needed by name")
     keep = kept_float((op.name for op in graph.ops if op.has_weight), spec.keep_float)
     job = quantizer.Quantizer(graph.content)
     _configure(job, graph, spec)
@@ -52,7 +56,7 @@ def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Tens
             job.update_quantization_recipe(f"^{re.escape(layer)};$", _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
     try:
         with quiet():
-            ranges = _ranges(graph, job, images) if job.need_calibration else None
+            ranges = _ranges(graph, job, spec, images) if job.need_calibration else None
             result = job.quantize(ranges, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError) as err:
         raise ExportError(
@@ -115,24 +119,68 @@ def _configure(job: quantizer.Quantizer, graph: LitertGraph, spec: LitertQuantiz
         add(".*", _kind(kind), *bits)
 
 
-def _ranges(graph: LitertGraph, job: quantizer.Quantizer, images: Iterable[Tensor]) -> dict[str, Any]:
-    """Smallest and largest value of every tensor: the library's own moving average forgets the ends of a range."""
-    found = calibrator.Calibrator(graph.content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+def _ranges(
+    graph: LitertGraph, job: quantizer.Quantizer, spec: LitertQuantizeSpec, images: Iterable[Tensor]
+) -> dict[str, Any]:
+    """Smallest and largest value that every int8 activation can have, by the recipe's calibrator.
+
+    The library's own, a moving average, forgets the ends of a range. It knows no other that looks at how values lie
+    between the ends: for those a histogram of every activation is taken beside it.
+    """
+    update = qsv_utils.moving_average_update if spec.calibrator == "moving_average" else qsv_utils.min_max_update
+    found = calibrator.Calibrator(graph.content, num_threads=1, qsv_update_func=update)
+    seen = _Histograms(graph.content) if spec.calibrator in ("percentile", "mse") else None
     (signature,) = found.get_signature_list()
     stream, fed = iter(images), 0
     while chunk := list(islice(stream, _CHUNK)):
         found.calibrate({signature: [{"image": image} for image in chunk]}, job._recipe_manager)
         fed += len(chunk)
+        ranges: dict[str, Any] = found.get_model_qsvs()
+        _require_finite(ranges, graph.role)
+        if seen is not None:
+            seen.add(chunk, ranges)
     if not fed:
         raise CalibrationError("static quantization has no calibration images", where="targets.litert.quantize")
-    ranges: dict[str, Any] = found.get_model_qsvs()
+    return ranges if seen is None else seen.ranges(ranges, spec)
+
+
+def _require_finite(ranges: dict[str, Any], role: str) -> None:
+    """Raises CalibrationError on a range without an end: the runtime would crash on its scale."""
     if endless := [name for name, ends in ranges.items() if not all(np.isfinite(end).all() for end in ends.values())]:
-        raise CalibrationError(  # the runtime would crash on their scales
+        raise CalibrationError(
             f"values that are not finite on the calibration images: {', '.join(endless[:8])}",
-            where=graph.role,
+            where=role,
             remedy="the checkpoint overflows on some images; give another one with --checkpoint",
         )
-    return ranges
+
+
+class _Histograms:
+    """How the values of a graph's activations lie, gathered by the library's histogram in an interpreter of our own."""
+
+    def __init__(self, content: bytes) -> None:
+        self._interpreter = tfl_interpreter_utils.create_tfl_interpreter(content, num_threads=1)
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._seen: dict[str, Any] = {}
+
+    def add(self, images: list[Tensor], names: Iterable[str]) -> None:
+        """Counts the values of the tensors `names` on images float32 [1, 3, size, size]."""
+        for image in images:
+            self._interpreter.set_tensor(self._input, image)
+            self._interpreter.invoke()
+            values = tfl_interpreter_utils.get_tensor_name_to_content_map(self._interpreter)
+            for name in names:
+                self._seen.setdefault(name, histogram_utils.DynamicHistogram(BINS)).add(values[name])
+
+    def ranges(self, measured: dict[str, Any], spec: LitertQuantizeSpec) -> dict[str, Any]:
+        """The library's ranges with both ends replaced, in the shape that they have."""
+        found = {}
+        for name, ends in measured.items():
+            of_tensor = self._seen[name].to_dict()["channels"][0]
+            low, high = float(np.min(ends["min"])), float(np.max(ends["max"]))
+            values = Histogram.of_bins(of_tensor["hist_counts"], of_tensor["bin_edges"], low, high)
+            low, high = mse_range(values) if spec.calibrator == "mse" else percentile_range(values, spec.percentile)
+            found[name] = {"min": np.full_like(ends["min"], low), "max": np.full_like(ends["max"], high)}
+        return found
 
 
 def _require_coverage(before: LitertGraph, after: LitertGraph, keep: list[str]) -> None:

@@ -12,9 +12,16 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator, save_tensors_data
+from onnxruntime.quantization.calibrate import (
+    CalibraterBase,
+    CalibrationDataReader,
+    TensorsData,
+    create_calibrator,
+    save_tensors_data,
+)
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from athe_export.errors import CalibrationError, EnvironmentFailure, ExportError, RecipeError
@@ -23,6 +30,7 @@ from athe_export.recipe import OnnxQuantizeSpec
 from athe_export.targets.keep_float import kept_float
 from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
 from athe_export.targets.quiet import quiet
+from athe_export.targets.ranges import BINS, Histogram, mse_range
 
 OP_TYPES = ["Gemm"]
 _CHUNK = 16  # images whose intermediate outputs are held at once while calibrating
@@ -30,6 +38,7 @@ _METHODS = {
     "min_max": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
+    "mse": CalibrationMethod.Percentile,  # the library has none: its histograms are taken, and the range is found on them
 }
 
 
@@ -38,14 +47,17 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
 
     Args:
         graph: simplified, fp32, layers named after torch modules.
-        spec: scheme, calibrator and what stays float.
+        spec: scheme, calibrator (by name, not `auto`) and what stays float.
         images: calibration images of this branch, float32 [1, 3, size, size]; not read by the dynamic scheme.
 
     Raises:
         CalibrationError: no calibration images.
         ExportError: a layer that should be int8 is not, or the graph is no longer static.
         RecipeError: keep_float leaves no linear layer to quantize.
+        ValueError: the calibrator is `auto`, which is for `calibrators.CalibrationStudy` to settle.
     """
+    if spec.calibrator == "auto":
+        raise ValueError("a calibrator is needed by name")
     keep = kept_float((node.name for node, _ in weighted_nodes(graph.model)), spec.keep_float)
     with _workspace() as folder, quiet():
         source, result = folder / "fp32.onnx", folder / "int8.onnx"
@@ -72,23 +84,8 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
 
 
 def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> None:
-    method = _METHODS[spec.calibrator]
-    # ranges are gathered chunk by chunk: the library's own loop would hold every intermediate output at once
-    calibrator = create_calibrator(
-        source,
-        OP_TYPES,
-        augmented_model_path=str(source.with_name("augmented.onnx")),
-        calibrate_method=method,
-        extra_options={"percentile": spec.percentile, "symmetric": False},
-    )
-    stream, fed = iter(images), 0
-    while chunk := list(islice(stream, _CHUNK)):
-        calibrator.collect_data(_Reader(chunk))
-        fed += len(chunk)
-    if not fed:
-        raise CalibrationError("static quantization has no calibration images", where="targets.onnx.quantize")
     ranges = source.with_name("ranges.json")
-    save_tensors_data(calibrator.compute_data(), ranges)
+    save_tensors_data(_ranges(source, spec, images), ranges)
     quantize_static(
         source,
         result,
@@ -101,8 +98,50 @@ def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec,
         reduce_range=spec.reduce_range,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method=method,
+        calibrate_method=CalibrationMethod.MinMax,  # which of them found the ranges makes no difference from here on
         extra_options={"OpTypesToExcludeOutputQuantization": OP_TYPES},
+    )
+
+
+def _ranges(source: Path, spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> TensorsData:
+    """Smallest and largest value that an int8 activation can have, by the recipe's calibrator.
+
+    They are gathered chunk by chunk: the library's own loop would hold every intermediate output at once.
+    """
+    options = {"percentile": spec.percentile, "symmetric": False}
+    calibrator: CalibraterBase = create_calibrator(
+        source,
+        OP_TYPES,
+        augmented_model_path=str(source.with_name("augmented.onnx")),
+        calibrate_method=_METHODS[spec.calibrator],
+        extra_options=options | ({"num_bins": BINS} if spec.calibrator == "mse" else {}),
+    )
+    stream, fed = iter(images), 0
+    try:
+        while chunk := list(islice(stream, _CHUNK)):
+            calibrator.collect_data(_Reader(chunk))
+            fed += len(chunk)
+    except ValueError as err:  # of numpy, which makes no histogram of them
+        raise _endless(str(err)) from err
+    if not fed:
+        raise CalibrationError("static quantization has no calibration images", where="targets.onnx.quantize")
+    if spec.calibrator == "mse":
+        collected = calibrator.collector.get_histogram_dict()
+        found = {name: mse_range(Histogram.of_bins(*entry[:4])) for name, entry in collected.items()}
+    else:
+        found = {name: data.range_value for name, data in calibrator.compute_data().items()}
+    if endless := [name for name, ends in found.items() if not np.isfinite(ends).all()]:
+        raise _endless(", ".join(endless[:8]))
+    return TensorsData(
+        CalibrationMethod.MinMax, {n: (np.float32(low), np.float32(high)) for n, (low, high) in found.items()}
+    )
+
+
+def _endless(said: str) -> CalibrationError:
+    return CalibrationError(
+        f"values that are not finite on the calibration images: {said}",
+        where="targets.onnx.quantize",
+        remedy="the checkpoint overflows on some images; give another one with --checkpoint",
     )
 
 
