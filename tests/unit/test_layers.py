@@ -20,6 +20,7 @@ ALLOWED = {
     "data": {"errors", "preprocessing", "schema"},
     "parity": {"errors", "preprocessing", "bundle", "runtime", "data"},
     "report": {"bundle", "parity"},
+    "precision": {"errors", "preprocessing", "runtime", "data", "parity"},
     "recipe": {"errors", "schema", "recipe_checks"},
     "recipe_checks": set(),
     "model": {"errors", "recipe"},

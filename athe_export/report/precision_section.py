@@ -1,0 +1,81 @@
+"""What int8 costs each layer and how the layers that stay float were searched: tables for a person, from the manifest."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from athe_export.bundle.manifest import Manifest
+from athe_export.report.markup import breakable, grid, section
+from athe_export.report.rows import percent
+
+Json = dict[str, Any]
+SENSITIVITY_COLUMNS = ("target", "int8 alone", "branch", "SQNR, dB", "agreement")
+TRIAL_COLUMNS = ("kept float", "verdict", "drop, pp", "bounds, pp", "agreement", "slowdown", "images needed")
+
+
+def sensitivity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    """Rows under SENSITIVITY_COLUMNS, target by target and branch by branch, the most sensitive layer first.
+
+    Each branch begins with all its layers int8 together. Empty for a bundle that was built without the measurement.
+    """
+    rows: list[tuple[str, ...]] = []
+    for target, record in (manifest.precision or {}).items():
+        for branch, found in (record.get("sensitivity") or {}).get("branches", {}).items():
+            rows.append((target, "all layers together", branch, *_distance(found["together"] or {})))
+            rows += [(target, row["name"], branch, *_distance(row, row.get("error"))) for row in found["ranked"]]
+            rows += [(target, name, branch, "not measured", "") for name in found["not_measured"]]
+    return rows
+
+
+def search_of(manifest: Manifest, target: str) -> Json | None:
+    """The record of a target's search; None where there was none."""
+    return ((manifest.precision or {}).get(target) or {}).get("search")
+
+
+def keep_float_line(search: Json) -> str:
+    """What the search came to, as it is written into a recipe: the layers kept by the recipe and those found."""
+    names = dict.fromkeys((*search["kept_by_recipe"], *search["keep_float"]))
+    return "keep_float: [" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def trial_rows(search: Json) -> list[tuple[str, ...]]:
+    """Rows under TRIAL_COLUMNS, in the order that the trials were made in."""
+    return [_trial(trial) for trial in search["trials"]]
+
+
+def precision_section(manifest: Manifest) -> str:
+    """Both tables in HTML; empty where neither was asked for."""
+    parts = []
+    rows = [(escape(t), breakable(name), *map(escape, rest)) for t, name, *rest in sensitivity_rows(manifest)]
+    if rows:
+        parts.append(f"<h3>Each layer alone in int8</h3>{grid(SENSITIVITY_COLUMNS, rows, words=3)}")
+    for target in manifest.precision or {}:
+        search = search_of(manifest, target)
+        if search is not None:
+            trials = [(breakable(row[0]), *map(escape, row[1:])) for row in trial_rows(search)]
+            parts.append(
+                f"<h3>{escape(target)}: layers to keep float</h3><p><code>{escape(keep_float_line(search))}</code></p>"
+            )
+            parts.append(grid(TRIAL_COLUMNS, trials, words=2))
+    lead = (
+        "Measured on held-out training images against the fp32 graph of the same target. SQNR is the ratio of signal to "
+        "quantization noise of the logits."
+    )
+    return section("Precision of single layers", "".join(parts), lead)
+
+
+def _distance(of: Json, error: str | None = None) -> tuple[str, str]:
+    if error or "agreement" not in of:
+        return ("no such graph" if error is None else f"no such graph: {error}", "")
+    return "exact" if of["sqnr_db"] is None else f"{of['sqnr_db']:.1f}", percent(of["agreement"])
+
+
+def _trial(trial: Json) -> tuple[str, ...]:
+    kept = ", ".join(trial["keep_float"]) or "none"
+    if trial["error"] is not None:
+        return (kept, f"no such graph: {trial['error']}", "", "", "", "", "")
+    slower = "" if trial["slowdown"] is None else f"{trial['slowdown']:.2f}"
+    bounds = f"{trial['drop_lower_pp']:.2f} to {trial['drop_upper_pp']:.2f}"
+    needed = "" if trial["images_needed"] is None else f"{trial['images_needed']:,}"
+    return (kept, trial["verdict"], f"{trial['drop_pp']:.2f}", bounds, percent(trial["agreement"]), slower, needed)
