@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from athe_export.model.athe import AtheModel
-from athe_export.model.deit import DeiT, PruneStage
+from athe_export.model.deit import DeiT, PruneStage, Trace
 from athe_export.model.router import MobileNetV1Router
 from athe_export.recipe import BranchSpec
 
@@ -32,8 +33,32 @@ class BranchModule(DeiT):
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
-        stages = [PruneStage(a, k, self.scorers[str(a)] if str(a) in self.scorers else None) for a, k in self.kept]
-        return super().forward(image, stages)
+        return super().forward(image, self._stages())
+
+    def traced(self, image: Tensor, trace: Trace) -> Tensor:
+        """The same, with what `trace` asks for written into it."""
+        return super().forward(image, self._stages(), trace=trace)
+
+    def with_tokens(self, image: Tensor, chosen: Sequence[Tensor]) -> Tensor:
+        """Logits where every prune stage keeps the tokens it is told, int64 [batch, k] a stage, in place of the best."""
+        told = [PruneStage(a, k, _ToldTokens(c)) for (a, k), c in zip(self.kept, chosen, strict=True)]
+        return super().forward(image, told)
+
+    def _stages(self) -> list[PruneStage]:
+        return [PruneStage(a, k, self.scorers[str(a)] if str(a) in self.scorers else None) for a, k in self.kept]
+
+
+class _ToldTokens(nn.Module):
+    """Scores tokens [batch x n, dim] so that those of `chosen` [batch, k] are the best, in their order: [batch x n, 1]."""
+
+    def __init__(self, chosen: Tensor) -> None:
+        super().__init__()
+        self.chosen = chosen
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, k = self.chosen.shape
+        ranks = torch.arange(k, 0, -1, dtype=tokens.dtype).expand(batch, k)
+        return torch.zeros(batch, tokens.shape[0] // batch).scatter(1, self.chosen, ranks).reshape(-1, 1)
 
 
 @dataclass(frozen=True)

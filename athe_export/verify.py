@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from athe_export.bundle.manifest import MANIFEST
+from athe_export.bundle.manifest import MANIFEST, Manifest
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.data.source import DATASETS, Dataset, Progress, no_progress, open_dataset
 from athe_export.errors import BundleIntegrityError, DatasetError, MissingDependency, UsageError
-from athe_export.parity.gate import FAIL, ParityReport, worst
+from athe_export.parity.gate import ParityReport
+from athe_export.parity.limits import FAIL, worst
 from athe_export.parity.reference import Reference, read_reference
 from athe_export.parity.run import run_gate
+from athe_export.parity.statistics import smallest_drop
 from athe_export.runtime.golden import GoldenResult, NotRun, check_golden
 from athe_export.runtime.predictor import labels_of, preprocessing_of, remedy_for
 
@@ -41,8 +44,7 @@ class VerifyReport:
             for g in self.golden
             if not g.passed
         ]
-        limits = self.parity.limits if self.parity else ()
-        return (*golden, *(limit.said() for limit in limits if limit.verdict != "pass"))
+        return (*golden, *(self.parity.broken if self.parity else ()))
 
     @property
     def remedy(self) -> str:
@@ -69,13 +71,24 @@ class VerifyReport:
         }
 
 
+def no_warning(text: str) -> None:
+    """A sink of warnings that shows nothing."""
+
+
 def verify_bundle(
-    path: Path, data_root: Path | None = None, limit: int | None = None, progress: Progress = no_progress
+    path: Path,
+    data_root: Path | None = None,
+    limit: int | None = None,
+    progress: Progress = no_progress,
+    warn: Callable[[str], None] = no_warning,
 ) -> VerifyReport:
     """Checks every file, runs every graph that can run here on the golden images and, with `data_root`, the gate.
 
+    `warn` is told before the gate is run what so few images can decide.
+
     Raises:
-        BundleIntegrityError: a file is changed, missing or extra, or preprocessing gives other pixels here.
+        BundleIntegrityError: a file is changed, missing or extra, preprocessing gives other pixels here, or the bundle's
+            labels are not the dataset's.
         MissingDependency: no target of the bundle can run here.
         DatasetError: the gate's images are not the ones the reference was made with.
     """
@@ -84,7 +97,7 @@ def verify_bundle(
     check_preprocessing(bundle)
     golden, not_run = check_golden(bundle)
     systems = _opened(bundle, not_run)
-    parity = None if data_root is None else _gate(bundle, systems, data_root, limit, progress)
+    parity = None if data_root is None else _gate(bundle, systems, data_root, limit, progress, warn)
     return VerifyReport(bundle.manifest.verdict, golden, not_run, parity)
 
 
@@ -118,7 +131,12 @@ def check_preprocessing(bundle: Bundle) -> None:
 
 
 def _gate(
-    bundle: Bundle, systems: tuple[tuple[str, str], ...], data_root: Path, limit: int | None, progress: Progress
+    bundle: Bundle,
+    systems: tuple[tuple[str, str], ...],
+    data_root: Path,
+    limit: int | None,
+    progress: Progress,
+    warn: Callable[[str], None],
 ) -> ParityReport:
     manifest = bundle.manifest
     reference, name = _reference(bundle), manifest.dataset["name"]
@@ -132,7 +150,50 @@ def _gate(
             remedy="give the dataset that the bundle was gated on",
         )
     _require_in_split(bundle, reference, dataset)
-    return run_gate(bundle, reference.first(limit), dataset, systems, progress)
+    _require_same_labels(bundle, reference, dataset)
+    images = len(reference.ids) if limit is None else min(limit, len(reference.ids))
+    notes = () if images == len(reference.ids) else what_few_decide(manifest, images)
+    for note in notes:
+        warn(note)
+    return run_gate(bundle, reference.first(limit), dataset, systems, progress, notes)
+
+
+def what_few_decide(manifest: Manifest, images: int) -> tuple[str, ...]:
+    """A line for each target: the drop that so few images tell apart, at the disagreement that the build has found."""
+    confidence, limit = manifest.gate["limits"]["confidence"], manifest.gate["limits"]["max_top1_drop_pp"]
+    lines = []
+    for name, found in (manifest.parity or {}).get("targets", {}).items():
+        changed = found.get("attribution")
+        if changed is None:  # a bundle of an older athe-export
+            continue
+        share = (changed["lost"] + changed["won"]) / manifest.parity["images"] if manifest.parity else 0
+        smallest = 100 * smallest_drop(share, images, confidence)
+        decides = "can be passed" if smallest <= limit else "cannot be passed, even if there is no drop at all"
+        lines.append(
+            f"{name}: {images:,} images tell a drop of {smallest:.2f} pp from none, if as many are lost and won as when the "
+            f"bundle was built ({100 * share:.2f}%); the limit of {limit:g} pp {decides}"
+        )
+    return tuple(lines)
+
+
+def _require_same_labels(bundle: Bundle, reference: Reference, dataset: Dataset) -> None:
+    """Raises BundleIntegrityError where classes are called otherwise than in the dataset, or images belong to others."""
+    found, names = labels_of(bundle), tuple(dataset.class_names)
+    if other := [i for i in range(max(len(found), len(names))) if found[i : i + 1] != names[i : i + 1]]:
+        called, meant = (", ".join(n[other[0] : other[0] + 1]) or "nothing" for n in (found, names))
+        raise BundleIntegrityError(
+            f"{len(other)} labels are not the dataset's: class {other[0]} is {called} in the bundle and {meant} in "
+            f"{dataset.name}",
+            where=str(bundle.path),
+            remedy="copy the bundle again; labels in another order name every answer wrongly",
+        )
+    wrong = int((dataset.labels(bundle.manifest.gate["split"])[reference.ids] != reference.labels).sum())
+    if wrong:
+        raise BundleIntegrityError(
+            f"{wrong} of the reference's {len(reference.ids)} images have another label than in {dataset.name}",
+            where=str(bundle.path),
+            remedy="build the bundle again; its accuracy was measured against other labels",
+        )
 
 
 def _require_in_split(bundle: Bundle, reference: Reference, dataset: Dataset) -> None:

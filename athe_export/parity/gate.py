@@ -3,90 +3,83 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from athe_export.parity.answers import TargetAnswers, TokenFindings, counted
+from athe_export.parity.attribution import attribute
+from athe_export.parity.attribution import said as attribution_said
+from athe_export.parity.diagnosis import class_shift, said_of_hop, swapped_branches
+from athe_export.parity.hops import Images, weakest
+from athe_export.parity.limits import (
+    FAIL,
+    PASS,
+    GateLimits,
+    LimitResult,
+    Rules,
+    branch_limits,
+    router_limit,
+    whole_limits,
+    worst,
+)
 from athe_export.parity.reference import Reference
-from athe_export.parity.statistics import Interval, paired_difference, proportion
 from athe_export.runtime.routing import RouterPolicy
 
-PASS, FAIL, INCONCLUSIVE, NOT_GATED = "pass", "fail", "inconclusive", "not_gated"
-
-
-@dataclass(frozen=True)
-class GateLimits:
-    """The recipe's `parity` section."""
-
-    max_top1_drop_pp: float
-    min_agreement: float
-    min_router_agreement: float
-    confidence: float
-
-
-@dataclass(frozen=True)
-class TargetAnswers:
-    """What a target did on the gate's images: branch position of each, int64 [n], and logits float32 [n, classes]."""
-
-    branch: npt.NDArray[np.int64]
-    logits: npt.NDArray[np.float32]
-    precision: str = "int8"
-
-    @property
-    def answer(self) -> npt.NDArray[np.int64]:
-        """Top class of each image, int64 [n]."""
-        return self.logits.argmax(-1)
-
-
-@dataclass(frozen=True)
-class LimitResult:
-    """One limit: `value` is the bound that is held against `limit`."""
-
-    name: str
-    limit: float
-    value: float
-    verdict: str
-
-    def said(self) -> str:
-        """One line for a person: by how much it holds or breaks."""
-        word = {PASS: "holds", FAIL: "is broken", INCONCLUSIVE: "cannot be decided with so few images"}[self.verdict]
-        return f"{self.name} {self.limit:g} {word}: bound {self.value:.4g}, off by {abs(self.value - self.limit):.3g}"
+Hop = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ParityReport:
     """The gate's outcome; `to_json` is the documented `parity` object.
 
-    `targets` are keyed by `Manifest.system_name`; `between` compares each two targets at the same precision.
+    `targets` are keyed by `Manifest.system_name`; `between` compares each two targets at the same precision. `findings`
+    name where a limit that does not hold was missed, a line each; `notes` what the gate could not do.
     """
 
     images: int
     verdict: str
     reference_top1: float
+    confidence: float
     targets: dict[str, dict[str, Any]]
     limits: tuple[LimitResult, ...]
     between: tuple[dict[str, Any], ...] = ()
+    hops: tuple[Hop, ...] = ()
+    findings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """What did not hold and where it went wrong, a line each."""
+        return (*(limit.said() for limit in self.limits if limit.verdict != PASS), *self.findings)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "images": self.images,
             "verdict": self.verdict,
             "reference": {"top1": self.reference_top1},
+            "confidence": self.confidence,
             "targets": self.targets,
-            "limits": [vars(limit) for limit in self.limits],
+            "limits": [limit.to_json() for limit in self.limits],
             "between": list(self.between),
+            "hops": list(self.hops),
+            "findings": list(self.findings),
+            "notes": list(self.notes),
         }
 
 
 def judge(
     reference: Reference,
     policy: RouterPolicy | None,
-    answers: dict[str, TargetAnswers],
+    answers: Mapping[str, TargetAnswers],
     branches: tuple[str, ...],
     limits: GateLimits,
+    hops: tuple[Hop, ...] = (),
+    tokens: Mapping[str, TokenFindings] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> ParityReport:
     """Compares each target with the routed reference on the same images, paired.
 
@@ -99,86 +92,124 @@ def judge(
         answers: per target.
         branches: names, easiest first.
         limits: what must hold, each on a one-sided bound at `limits.confidence`.
+        hops: of `hops.measure_hops`; findings are taken from them.
+        tokens: per target, where they were measured.
+        notes: what to say beside the verdict.
     """
     routed, every = reference.routed(policy), reference.answers()
-    expected = every[routed, np.arange(len(routed))]
-    results, rows = {}, []
+    position = np.arange(len(routed))
+    expected, images = every[routed, position], Images(reference.labels, routed, branches)
+    rules = Rules(limits, len(answers) * (2 + (1 + 2 * len(branches) if policy is not None else 0)))
+    results, rows, findings = {}, [], []
     for target, found in answers.items():
-        whole = _Comparison(expected, found.answer, reference.labels, limits.confidence)
-        parts = {}
-        for index, name in enumerate(branches):
-            own = found.branch == index
-            parts[name] = _Comparison(every[index][own], found.answer[own], reference.labels[own], limits.confidence)
-        logits = reference.logits[routed, np.arange(len(routed))]
-        results[target] = _measured(whole, parts, found.branch, routed) | {
-            "max_logit_difference": _largest_difference(logits, found.logits, found.branch == routed)
+        own = _limits_of(target, images, every, expected, found, rules)
+        results[target] = _measured(images, every, expected, found, limits.confidence) | {
+            "max_logit_difference": _largest_difference(
+                reference.logits[routed, position], found.logits, found.branch == routed
+            ),
+            "attribution": attribute(images, reference.ids, expected, found, (tokens or {}).get(target)),
         }
-        rows += _whole_limits(target, whole, limits)
-        if policy is not None:
-            same = proportion(int((found.branch == routed).sum()), len(routed), limits.confidence)
-            rows.append(_at_least(f"{target}.min_router_agreement", limits.min_router_agreement, same))
-            for name, part in parts.items():
-                rows += _branch_limits(f"{target}.{name}", part, limits)
+        rows += own
+        if worst(row.verdict for row in own) != PASS:
+            findings += _findings(target, reference, images, expected, found, hops, limits.confidence)
+            findings.append(attribution_said(target, results[target]["attribution"]))
+    rows += _class_order(expected, reference, limits.confidence)
     top1 = float((expected == reference.labels).mean())
     pairs = itertools.combinations(answers.items(), 2)
     between = tuple(_between(a, x, b, y) for (a, x), (b, y) in pairs if x.precision == y.precision)
-    return ParityReport(len(routed), worst(r.verdict for r in rows), top1, results, tuple(rows), between)
+    verdict = worst(r.verdict for r in rows)
+    return ParityReport(
+        len(routed), verdict, top1, limits.confidence, results, tuple(rows), between, hops, tuple(findings), notes
+    )
 
 
-def worst(verdicts: Iterable[str]) -> str:
-    """Fail outranks inconclusive outranks pass."""
-    found = set(verdicts)
-    return next((v for v in (FAIL, INCONCLUSIVE) if v in found), PASS)
+def _limits_of(
+    target: str,
+    images: Images,
+    every: npt.NDArray[np.int64],
+    expected: npt.NDArray[np.int64],
+    found: TargetAnswers,
+    rules: Rules,
+) -> list[LimitResult]:
+    """Of the whole, then of the router and of each branch on the images that the target sends to it."""
+    rows = whole_limits(target, counted(expected, found.answer, images.labels), rules)
+    if len(images.branches) > 1:
+        rows.append(router_limit(target, int((found.branch == images.routed).sum()), len(expected), rules))
+        for index, name in enumerate(images.branches):
+            own = found.branch == index
+            counts = counted(every[index][own], found.answer[own], images.labels[own])
+            rows += branch_limits(f"{target}.{name}", counts, rules)
+    return rows
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """Two systems' top classes on the same n images with their labels, int64 [n] each."""
+def _findings(
+    target: str,
+    reference: Reference,
+    images: Images,
+    expected: npt.NDArray[np.int64],
+    found: TargetAnswers,
+    hops: tuple[Hop, ...],
+    confidence: float,
+) -> list[str]:
+    """Where a target that misses a limit goes wrong, as far as that can be told."""
+    lines = []
+    if hop := weakest(hops, target.split("/")[0], found.precision):
+        lines.append(said_of_hop(hop))
+    if shift := class_shift(expected, found.answer, reference.logits.shape[-1], confidence):
+        lines.append(f"{target} answers are off by {shift} classes: its outputs stand in another order than the labels")
+    lines += [f"{target}: {line}" for line in swapped_branches(reference, images.routed, found, images.branches)]
+    if flips := int((found.branch != images.routed).sum()):
+        took, meant = (np.bincount(x, minlength=len(images.branches)) / len(expected) for x in (found.branch, images.routed))
+        shares = ", ".join(
+            f"{n} {100 * a:.1f}% for {100 * b:.1f}%" for n, a, b in zip(images.branches, took, meant, strict=True)
+        )
+        lines.append(f"{target}: the router sends {flips} images elsewhere than the reference does ({shares})")
+    return lines
 
-    expected: npt.NDArray[np.int64]
-    answer: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    confidence: float
 
-    @property
-    def images(self) -> int:
-        return len(self.labels)
+def _class_order(expected: npt.NDArray[np.int64], reference: Reference, confidence: float) -> list[LimitResult]:
+    """A broken limit where the reference itself is right about another order of classes than the labels'; else none.
 
-    @property
-    def drop_pp(self) -> Interval:
-        """Bounds of the top-1 drop, percentage points."""
-        before, after = self.expected == self.labels, self.answer == self.labels
-        lost, won = int((before & ~after).sum()), int((~before & after).sum())
-        share = paired_difference(lost, won, self.images, self.confidence)
-        return Interval(100 * share.lower, 100 * share.upper)
+    Nothing else would show it: reference and target would be wrong alike.
+    """
+    shift = class_shift(reference.labels, expected, reference.logits.shape[-1], confidence)
+    if shift is None:
+        return []
+    why = f"the reference's answers are off by {shift} classes from the labels: these are in another order than in training"
+    return [LimitResult("reference.class_shift", 0, shift, FAIL, None, None, len(expected), why=why)]
 
-    @property
-    def agreement(self) -> Interval:
-        return proportion(int((self.answer == self.expected).sum()), self.images, self.confidence)
 
-    def to_json(self) -> dict[str, Any]:
-        if not self.images:
-            return {"reference_top1": None, "top1": None, "drop_pp": None, "agreement": None}
-        before, after = float((self.expected == self.labels).mean()), float((self.answer == self.labels).mean())
-        same = float((self.answer == self.expected).mean())
-        return {"reference_top1": before, "top1": after, "drop_pp": 100 * (before - after), "agreement": same}
+def _compared(
+    expected: npt.NDArray[np.int64], answer: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    if not len(labels):
+        return {"reference_top1": None, "top1": None, "drop_pp": None, "agreement": None}
+    before, after = float((expected == labels).mean()), float((answer == labels).mean())
+    same = float((answer == expected).mean())
+    return {"reference_top1": before, "top1": after, "drop_pp": 100 * (before - after), "agreement": same}
 
 
 def _measured(
-    whole: _Comparison,
-    parts: dict[str, _Comparison],
-    branch: npt.NDArray[np.int64],
-    routed: npt.NDArray[np.int64],
+    images: Images,
+    every: npt.NDArray[np.int64],
+    expected: npt.NDArray[np.int64],
+    found: TargetAnswers,
+    confidence: float,
 ) -> dict[str, Any]:
     """One target's entry of the documented `parity` object; branches on the images that the target routed to them."""
-    drop = whole.drop_pp
-    return whole.to_json() | {
+    labels, branch, answer = images.labels, found.branch, found.answer
+    drop = counted(expected, answer, labels).drop_pp(confidence)
+    parts = {}
+    for index, name in enumerate(images.branches):
+        own = branch == index
+        parts[name] = {"images": int(own.sum()), **_compared(every[index][own], answer[own], labels[own])}
+    return _compared(expected, answer, labels) | {
         "drop_bound_pp": drop.upper,
         "drop_lower_bound_pp": drop.lower,
-        "router_agreement": float((branch == routed).mean()),
-        "router_flips": int((branch != routed).sum()),
-        "share": {name: part.images / whole.images for name, part in parts.items()},
-        "branches": {name: {"images": part.images, **part.to_json()} for name, part in parts.items()},
+        "router_agreement": float((branch == images.routed).mean()),
+        "router_flips": int((branch != images.routed).sum()),
+        "share": {name: part["images"] / len(labels) for name, part in parts.items()},
+        "branches": parts,
     }
 
 
@@ -201,32 +232,3 @@ def _largest_difference(
     if not where.any():
         return None
     return float(np.abs(first[where].astype(np.float32) - second[where].astype(np.float32)).max())
-
-
-def _whole_limits(target: str, whole: _Comparison, limits: GateLimits) -> list[LimitResult]:
-    drop, limit = whole.drop_pp, limits.max_top1_drop_pp
-    verdict = PASS if drop.upper <= limit else FAIL if drop.lower > limit else INCONCLUSIVE
-    return [
-        LimitResult(f"{target}.max_top1_drop_pp", limit, drop.upper, verdict),
-        _at_least(f"{target}.min_agreement", limits.min_agreement, whole.agreement),
-    ]
-
-
-def _branch_limits(name: str, part: _Comparison, limits: GateLimits) -> list[LimitResult]:
-    """`value` is the bound on the good side: where even that is outside the limit, the branch is surely broken."""
-    if not part.images:
-        return [LimitResult(f"{name}.images", 1, 0, INCONCLUSIVE)]
-    drop, same = part.drop_pp.lower, part.agreement.upper
-    return [
-        LimitResult(f"{name}.max_top1_drop_pp", limits.max_top1_drop_pp, drop, _unless(drop > limits.max_top1_drop_pp)),
-        LimitResult(f"{name}.min_agreement", limits.min_agreement, same, _unless(same < limits.min_agreement)),
-    ]
-
-
-def _at_least(name: str, limit: float, bounds: Interval) -> LimitResult:
-    verdict = PASS if bounds.lower >= limit else FAIL if bounds.upper < limit else INCONCLUSIVE
-    return LimitResult(name, limit, bounds.lower, verdict)
-
-
-def _unless(broken: bool) -> str:
-    return FAIL if broken else PASS

@@ -199,11 +199,23 @@ def test_the_gate_without_the_reference_names_it(bundle: Path, data: Path) -> No
     assert "reference.npz" in error["message"] and "reference.npz" in error["remedy"]
 
 
+def _without_torch(parity: dict[str, Any]) -> dict[str, Any]:
+    """What a gate finds wherever it is run."""
+    targets = {name: {k: v for k, v in found.items() if k != "attribution"} for name, found in parity["targets"].items()}
+    return {k: v for k, v in parity.items() if k not in ("hops", "targets")} | {"targets": targets}
+
+
 def test_the_gate_repeats_what_the_build_found(built: Path, data: Path) -> None:
     found = cli("verify", built, "--data-root", data, "--json")
     assert found.code == 0
-    assert found.document["parity"] == open_bundle(built).manifest.parity
-    parity = found.document["parity"]
+    parity, at_build = found.document["parity"], open_bundle(built).manifest.parity
+    assert at_build is not None
+    # hops over graphs that the bundle does not hold, and what takes torch, are the build's alone
+    assert _without_torch(parity) == _without_torch(at_build)
+    assert [h["to"] for h in parity["hops"]] == ["onnx int8"] * 3 and {h["from"] for h in parity["hops"]} == {"torch fp32"}
+    assert parity["hops"][1]["token_overlap"] is None and "torch" in parity["hops"][1]["token_overlap_not_measured"]
+    attribution = parity["targets"]["onnx"]["attribution"]
+    assert attribution["lost_by"]["token_choice"] is None and "torch" in attribution["token_choice_not_measured"]
     assert set(parity) >= {"images", "verdict", "reference", "targets", "limits"}
     fields = {"top1", "drop_pp", "drop_bound_pp", "agreement", "router_agreement", "share", "branches"}
     assert set(parity["targets"]["onnx"]) >= fields
@@ -246,6 +258,37 @@ def test_a_failed_self_test_outranks_an_inconclusive_gate(bundle: Path, data: Pa
 def test_reference_arrays_that_do_not_belong_together_are_refused(bundle: Path, data: Path) -> None:
     edit_arrays(bundle, "reference.npz", lambda a: a.update(labels=a["labels"][:5]))
     assert "reference" in refused(5, "bundle_integrity", "verify", bundle, "--data-root", data)["message"]
+
+
+def test_labels_of_other_images_than_the_references_are_refused(bundle: Path, data: Path) -> None:
+    edit_arrays(bundle, "reference.npz", lambda a: a.update(labels=(a["labels"] + 1) % 100))
+    error = refused(5, "bundle_integrity", "verify", bundle, "--data-root", data)
+    assert "60 of the reference's 60 images have another label" in error["message"]
+
+
+def test_labels_in_another_order_than_the_datasets_are_refused(bundle: Path, data: Path) -> None:
+    names = (bundle / "labels.txt").read_text().splitlines()
+    replace_file(bundle, "labels.txt", "".join(f"{n}\n" for n in (*names[1:], names[0])).encode())
+    error = refused(5, "bundle_integrity", "verify", bundle, "--data-root", data)
+    assert f"class 0 is {names[1]} in the bundle and {names[0]} in shapes" in error["message"]
+
+
+def test_a_limit_warns_what_it_can_decide_before_the_gate_is_run(built: Path, data: Path) -> None:
+    shown = cli("verify", built, "--data-root", data, "--limit", 40)
+    assert "warning: onnx: 40 images tell a drop of" in shown.err and "can be passed" in shown.err
+    (note,) = cli("verify", built, "--data-root", data, "--limit", 40, "--json").document["parity"]["notes"]
+    assert note in shown.err.replace("\n", " ")
+    assert "warning" not in cli("verify", built, "--data-root", data, "--limit", 60).err
+
+
+def test_a_limit_that_cannot_be_passed_with_so_few_images_is_said(bundle: Path, data: Path) -> None:
+    edit_manifest(bundle, lambda m: m["gate"]["limits"].update(max_top1_drop_pp=0.7))
+    shown = cli("verify", bundle, "--data-root", data, "--limit", 40, "--json")
+    assert "the limit of 0.7 pp cannot be passed" in shown.document["parity"]["notes"][0]
+    limit = next(x for x in shown.document["parity"]["limits"] if x["name"] == "onnx.max_top1_drop_pp")
+    assert (shown.code, limit["verdict"], limit["images"]) == (4, "inconclusive", 40)
+    assert limit["images_needed"] > 40
+    assert f"about {limit['images_needed']:,} would decide" in shown.document["error"]["message"]
 
 
 def test_another_dataset_than_the_gates_is_refused(bundle: Path, data: Path) -> None:

@@ -13,17 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from athe_export.errors import BundleIntegrityError
-from athe_export.parity.gate import (
-    FAIL,
-    INCONCLUSIVE,
-    PASS,
-    GateLimits,
-    LimitResult,
-    ParityReport,
-    TargetAnswers,
-    judge,
-    worst,
-)
+from athe_export.parity.answers import TargetAnswers
+from athe_export.parity.gate import ParityReport, judge
+from athe_export.parity.limits import FAIL, INCONCLUSIVE, PASS, GateLimits, LimitResult, worst
 from athe_export.parity.reference import Reference, read_reference
 from athe_export.runtime.routing import RouterPolicy
 
@@ -267,9 +259,9 @@ def test_three_branches_are_gated_alike() -> None:
     assert sum(b["images"] for b in report.targets["onnx"]["branches"].values()) == 4000
 
 
-@pytest.mark.parametrize(("limit", "verdict"), [(0.5, PASS), (0.49, FAIL)])
+@pytest.mark.parametrize(("limit", "verdict"), [(0.5, PASS), (0.49, INCONCLUSIVE)])
 def test_a_limit_that_is_just_met_holds(limit: float, verdict: str) -> None:
-    """At confidence one half the bounds are the estimate, so that nothing is left undecided."""
+    """At confidence one half the bound that a pass stands on is the estimate itself."""
     reference = make_reference(998)
     sound = perfect(reference)
     right = np.flatnonzero(sound.answer == reference.labels)[:5]  # 5 of 998 + 2
@@ -280,11 +272,14 @@ def test_a_limit_that_is_just_met_holds(limit: float, verdict: str) -> None:
 
 
 def test_a_limit_says_whether_and_by_how_much_it_breaks() -> None:
-    assert LimitResult("onnx.min_agreement", 0.97, 0.9, FAIL).said() == (
+    assert LimitResult("onnx.min_agreement", 0.97, 0.9, FAIL, 0.9, 0.95, 100).said() == (
         "onnx.min_agreement 0.97 is broken: bound 0.9, off by 0.07"
     )
-    assert "holds" in LimitResult("x", 0.97, 0.99, PASS).said()
-    assert "cannot be decided with so few images" in LimitResult("x", 0.97, 0.9, INCONCLUSIVE).said()
+    assert "holds" in LimitResult("x", 0.97, 0.99, PASS, 0.99, 1.0, 100).said()
+    assert LimitResult("x", 0.97, 0.9, INCONCLUSIVE, 0.9, 0.98, 100, 2500).said() == (
+        "x 0.97 cannot be decided with so few images: bound 0.9, off by 0.07; 100 images leave 0.9 to 0.98, about 2,500 "
+        "would decide"
+    )
 
 
 def test_the_report_is_plain_json_with_the_documented_fields() -> None:
@@ -298,7 +293,9 @@ def test_the_report_is_plain_json_with_the_documented_fields() -> None:
     assert wanted <= content["targets"]["onnx"].keys()
     assert content["targets"]["onnx"]["share"] == {"simple": 1, "complex": 0}
     assert content["targets"]["onnx"]["branches"]["complex"]["images"] == 0
-    assert all(set(limit) == {"name", "limit", "value", "verdict"} for limit in content["limits"])
+    fields = {"name", "limit", "value", "verdict", "lower", "upper", "images", "images_needed"}
+    assert all(set(limit) - {"why"} == fields for limit in content["limits"])
+    assert content["confidence"] == 0.95
 
 
 def test_a_reference_survives_its_file() -> None:

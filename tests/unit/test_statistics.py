@@ -1,4 +1,4 @@
-"""The gate's two intervals against published values, their own limits and simulated coverage."""
+"""The gate's statistics against published values, statsmodels, their own limits and simulated coverage."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import math
 
 import numpy as np
 import pytest
+from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
 
-from athe_export.parity.statistics import Interval, paired_difference, proportion
+from athe_export.parity.statistics import (
+    Interval,
+    images_needed,
+    mcnemar,
+    paired_difference,
+    proportion,
+    smallest_drop,
+)
 
 DRAWS = 4000  # of a simulation; the simulated coverage is then within 0.01 of the true one, at three deviations
 
@@ -114,3 +124,56 @@ def test_each_bound_of_a_drop_covers_as_often_as_it_says(images: int, losing: fl
     assert np.mean([f.lower <= losing - winning for f in found]) > 0.925
     assert np.mean([f.upper >= losing - winning for f in found]) > 0.925
     assert np.mean([f.lower <= losing - winning <= f.upper for f in found]) < 0.95
+
+
+@pytest.mark.parametrize(("hits", "images"), [(0, 40), (7, 40), (970, 1000), (9987, 10_000), (300, 300)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
+def test_a_share_has_statsmodels_bounds(hits: int, images: int, confidence: float) -> None:
+    expected = proportion_confint(hits, images, alpha=2 * (1 - confidence), method="wilson")
+    found = proportion(hits, images, confidence)
+    assert (found.lower, found.upper) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("lost", "won", "images"), [(0, 0, 300), (5, 2, 98), (30, 12, 800), (210, 190, 10_000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
+def test_a_paired_difference_has_statsmodels_bounds(lost: int, won: int, images: int, confidence: float) -> None:
+    """Of the mean of the paired differences, half an image added to each cell; statsmodels divides by one image less."""
+    weights = np.array([lost + 0.5, won + 0.5, images - lost - won + 1])
+    low, high = DescrStatsW([1.0, -1.0, 0.0], weights).zconfint_mean(alpha=2 * (1 - confidence))
+    middle, margin = (low + high) / 2, (high - low) / 2 * math.sqrt((images + 1) / (images + 2))
+    found = paired_difference(lost, won, images, confidence)
+    assert (found.lower, found.upper) == pytest.approx((middle - margin, middle + margin), abs=1e-12)
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (3, 3), (10, 2), (86, 150), (400, 395), (2100, 1800)])
+def test_the_exact_test_has_statsmodels_p_value(lost: int, won: int) -> None:
+    expected = float(exact_mcnemar([[1, lost], [won, 1]], exact=True).pvalue)
+    assert mcnemar(lost, won) == pytest.approx(expected, rel=1e-8)
+    assert mcnemar(won, lost) == mcnemar(lost, won)
+
+
+def test_the_exact_test_by_hand() -> None:
+    """Of 12 coins 10 or more, or 2 or fewer, show one side: 2 x (1 + 12 + 66) / 4096."""
+    assert mcnemar(10, 2) == pytest.approx(2 * 79 / 4096)
+
+
+@pytest.mark.parametrize("threshold", [301, 302, 1000, 4321, 999_999])
+def test_the_fewest_images_that_decide_are_found(threshold: int) -> None:
+    def decided(factor: float) -> bool:
+        return round(factor * 300) >= threshold
+
+    assert images_needed(300, decided) == threshold
+
+
+def test_what_no_number_of_images_decides_needs_none() -> None:
+    assert images_needed(300, lambda factor: False) is None
+
+
+def test_the_smallest_drop_is_just_told_from_none() -> None:
+    """At 4% disagreement 1,000 images tell about 1 pp from none, 10,000 a third of that."""
+    for images, about in ((1000, 0.0105), (10_000, 0.0033)):
+        drop = smallest_drop(0.04, images, 0.95)
+        assert drop == pytest.approx(about, abs=1e-4)
+        lost, won = (0.04 + 1.05 * drop) / 2 * images, (0.04 - 1.05 * drop) / 2 * images
+        assert paired_difference(lost, won, images, 0.95).lower > 0
+        assert paired_difference(lost - 0.1 * drop * images, won, images, 0.95).lower < 0
