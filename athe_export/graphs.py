@@ -50,9 +50,11 @@ def target_graphs(
     fp32: dict[str, TargetGraph] = {}
     for source in prepared.system.sources:
         with timer.stage(f"{target}: export {source.role}"):
-            fp32[source.role] = _exported(prepared, source, spec)
+            fp32[source.role] = export_graph(prepared, source, spec)
             exported.add(target, fp32[source.role])
-    jobs = {s.role: _job(target, prepared, s, fp32[s.role]) for s in prepared.system.sources if _is_quantized(s, spec)}
+    jobs = {
+        s.role: quantize_job(target, prepared, s, fp32[s.role]) for s in prepared.system.sources if is_quantized(s, spec)
+    }
     compared = jobs and spec.quantize.calibrator == AUTO
     with timer.stage(f"{target}: calibrator") if compared else nullcontext():
         settled = study.settled(tuple(jobs.values()), spec.quantize)
@@ -75,7 +77,12 @@ def calibration_tensors(prepared: Prepared, source: BranchGraphSource) -> Iterat
     return prepared.images.tensors(share, source.image_size)
 
 
-def _exported(prepared: Prepared, source: BranchGraphSource, spec: OnnxTarget | LitertTarget) -> TargetGraph:
+def export_graph(prepared: Prepared, source: BranchGraphSource, spec: OnnxTarget | LitertTarget) -> TargetGraph:
+    """A role's fp32 graph.
+
+    Raises:
+        ExportError: it cannot be exported, or is not what torch computes.
+    """
     checked = tuple(prepared.images.tensors(None, source.image_size, CHECK_IMAGES))
     if isinstance(spec, LitertTarget):
         return litert_export(source, checked)
@@ -84,13 +91,14 @@ def _exported(prepared: Prepared, source: BranchGraphSource, spec: OnnxTarget | 
     return graph
 
 
-def _is_quantized(source: BranchGraphSource, spec: OnnxTarget | LitertTarget) -> bool:
+def is_quantized(source: BranchGraphSource, spec: OnnxTarget | LitertTarget) -> bool:
     """Whether a role has an int8 graph; ONNX's router has none, since ONNX Runtime's int8 does not pay there."""
     if "int8" not in spec.precisions or (source.role == "router" and isinstance(spec, OnnxTarget)):
         return False
     return len(kept_float(source.layers, spec.quantize.keep_float)) < len(source.layers)
 
 
-def _job(target: str, prepared: Prepared, source: BranchGraphSource, graph: Any) -> Job:
+def quantize_job(target: str, prepared: Prepared, source: BranchGraphSource, graph: Any) -> Job:
+    """How a role of a target becomes int8 in this build; `graph` is its fp32 graph."""
     quantize, images = partial(_QUANTIZE[target], graph), partial(calibration_tensors, prepared, source)
     return Job(target, source.role, source.image_size, graph, quantize, images)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.data.source import Progress, require_split
+from athe_export.data.source import Dataset, Progress, require_split
 from athe_export.errors import RecipeError
 from athe_export.precision.subject import distance
 from athe_export.preprocessing import Pixels, Preprocessing, Tensor
+from athe_export.recipe import Recipe
 from athe_export.runtime.predictor import Session
 from athe_export.runtime.routing import RouterPolicy, match_policy
 from athe_export.system import HOLDOUT, Prepared
@@ -86,6 +87,17 @@ class HeldOut:
         decided = self.policy.branches_of(exact)
         policy = self.policy if self.fixed else match_policy(found, decided, len(self.branches))
         return policy.branches_of(found) == decided
+
+
+def require_held_out(recipe: Recipe, dataset: Dataset) -> None:
+    """Raises RecipeError, naming the key, where the recipe asks for what is measured on a split that is not there."""
+    keys = ["parity.stability_draws"] if recipe.parity.stability_draws else []
+    for target in recipe.targets.names:
+        spec, of = getattr(recipe.targets, target).quantize, f"targets.{target}.quantize"
+        keys += [f"{of}.calibrator"] if spec.calibrator == "auto" else []
+        keys += [f"{of}.{key}" for key in ("sensitivity", "auto") if getattr(spec, key) is not None]
+    for key in keys:
+        require_split(dataset, HOLDOUT, key)
 
 
 def draw_held_out(prepared: Prepared, key: str, count: int = HELD_OUT_IMAGES) -> HeldOut:

@@ -23,6 +23,7 @@ from athe_export.data.calibration import check_calibration_set, read_calibration
 from athe_export.data.source import Dataset, open_dataset, require_classes, require_split
 from athe_export.errors import ExportError, GateFailed, GateInconclusive
 from athe_export.graphs import target_graphs
+from athe_export.held_out import require_held_out
 from athe_export.layer_precision import PrecisionStudy
 from athe_export.parity.gate import ParityReport
 from athe_export.parity.limits import FAIL, PASS
@@ -80,9 +81,9 @@ def run_build(
         GateFailed, GateInconclusive: the staging folder is kept and named.
         AtheExportError: anything else that a user can mend; nothing is left behind but an empty lock file.
     """
-    timer = _StageTimer(watch)
+    timer = StageTimer(watch)
     with staged_bundle(output) as staged, exported_graphs(staged.output) as exported:
-        prepared = _prepare(file, data_root, checkpoint, timer)
+        prepared = prepare(file, data_root, checkpoint, timer)
         study, layers = CalibrationStudy(prepared, watch.progress), PrecisionStudy(prepared, watch.progress)
         graphs = _graphs(prepared, staged, exported, study, layers, timer)
         with timer.stage("golden"):
@@ -101,14 +102,19 @@ def run_build(
     return result
 
 
-def _prepare(file: RecipeFile, data_root: Path | None, checkpoint: Path | None, timer: _StageTimer) -> Prepared:
-    """Data, weights and routing: all that can be wrong with the inputs is found here, before anything is traced."""
+def prepare(file: RecipeFile, data_root: Path | None, checkpoint: Path | None, timer: StageTimer) -> Prepared:
+    """Data, weights and routing: all that can be wrong with the inputs is found here, before anything is traced.
+
+    Raises:
+        AtheExportError: with the recipe, the dataset, the calibration set or the checkpoint.
+    """
     data = file.recipe.data
     with timer.stage("data"):
         folder = file.resolve(data.path) if data.path else None
         dataset = open_dataset(data.dataset, data_root, folder, timer.watch.progress)
         require_split(dataset, data.gate.split, "data.gate.split")
         require_classes(dataset, file.recipe.model.classes)
+        require_held_out(file.recipe, dataset)
         images = _calibration(file, dataset)
     with timer.stage("checkpoint"):
         path = str(checkpoint.resolve()) if checkpoint else file.recipe.checkpoint.path
@@ -119,7 +125,7 @@ def _prepare(file: RecipeFile, data_root: Path | None, checkpoint: Path | None, 
         routing = fit_routing(file, system, reference, images, dataset, timer.watch.progress)
     if file.recipe.equalise is not None:
         with timer.stage("equalise"):  # what is exported; the reference stays the checkpoint as it was
-            system = equalise_system(system, routing, images)
+            system = equalise_system(system, routing, images, file.recipe.equalise)
     return Prepared(file, dataset, images, system, reference, routing)
 
 
@@ -143,7 +149,7 @@ def _graphs(
     exported: ExportedGraphs,
     study: CalibrationStudy,
     layers: PrecisionStudy,
-    timer: _StageTimer,
+    timer: StageTimer,
 ) -> tuple[GraphEntry, ...]:
     """Every target asked for, every role, every precision."""
     return tuple(
@@ -154,7 +160,7 @@ def _graphs(
 
 
 def _gate(
-    prepared: Prepared, staged: StagedBundle, exported: ExportedGraphs, manifest: Manifest, timer: _StageTimer
+    prepared: Prepared, staged: StagedBundle, exported: ExportedGraphs, manifest: Manifest, timer: StageTimer
 ) -> ParityReport:
     """The staged bundle through the device's own runtime, against torch on the same images, hop by hop."""
     progress = timer.watch.progress
@@ -195,7 +201,9 @@ def _missed(report: ParityReport, result: BuildResult) -> GateFailed | GateIncon
     )
 
 
-class _StageTimer:
+class StageTimer:
+    """Says and times the stages of a build."""
+
     def __init__(self, watch: Watcher) -> None:
         self.watch = watch
         self.seconds: list[tuple[str, float]] = []

@@ -20,7 +20,7 @@ from athe_export.model.equalise import equalised, measure_ranges, require_same
 from athe_export.model.heads import head_importance, rank_heads
 from athe_export.parity.reference import Reference
 from athe_export.preprocessing import Pixels, Preprocessing, Tensor
-from athe_export.recipe import Recipe, RecipeFile
+from athe_export.recipe import EqualiseSpec, Recipe, RecipeFile
 from athe_export.reference import TorchReference
 from athe_export.runtime.routing import RouterPolicy, fit_policy, policy_for_share
 
@@ -185,17 +185,16 @@ def _policy(
     return fit_policy(branches, scores, correct, **vars(threshold)), held
 
 
-def equalise_system(system: System, routing: Routing, images: CalibrationImages) -> System:
-    """The system with LayerNorm's scales folded as the recipe's `equalise` says; the reference stays what it was.
+def equalise_system(system: System, routing: Routing, images: CalibrationImages, spec: EqualiseSpec) -> System:
+    """The system with LayerNorm's scales folded; the reference stays what it was.
 
     Raises:
         ExportError: a logit changed by more than rounding.
     """
     recipe = system.model.recipe
-    assert recipe.equalise is not None
-    model = equalised(system.model, measure_ranges(system.model, _by_branch(recipe, routing, images)), recipe.equalise)
+    model = equalised(system.model, measure_ranges(system.model, _by_branch(recipe, routing, images)), spec)
     error = require_same(system.model, model, _by_branch(recipe, routing, images, _CHECKED))
-    said = f"alpha {recipe.equalise.alpha:g}" + (", shifted" if recipe.equalise.shift else "")
+    said = f"alpha {spec.alpha:g}" + (", shifted" if spec.shift else "")
     note = f"LayerNorm's scales were equalised ({said}); fp32 logits changed by {error:.1e} at most on calibration images"
     return dataclasses.replace(system, model=model, sources=graph_sources(model), notes=(*system.notes, note))
 
