@@ -17,6 +17,14 @@ from rich.table import Table
 
 from athe_export.bundle.manifest import Manifest
 from athe_export.errors import AtheExportError
+from athe_export.report.precision_section import (
+    SENSITIVITY_COLUMNS,
+    TRIAL_COLUMNS,
+    keep_float_line,
+    search_of,
+    sensitivity_of,
+    trial_rows,
+)
 from athe_export.report.rows import COLUMNS, delegated, gate_said, percent, table
 
 if TYPE_CHECKING:  # verify pulls in an engine, which most verbs do without
@@ -143,6 +151,19 @@ def print_manifest(manifest: Manifest) -> None:
     say("tools " + ", ".join(f"{k} {v}" for k, v in manifest.tools.items()))
     for note in manifest.notes:
         say(f"note: {note}")
+
+
+def print_precision(manifest: Manifest) -> None:
+    """What int8 costs each layer, and every trial of a search for those to keep float."""
+    rows = sensitivity_of(manifest)
+    if rows:
+        print_table(SENSITIVITY_COLUMNS, rows, "each layer alone in int8, the others float, on held-out images")
+    for target in manifest.targets:
+        if search := search_of(manifest, target):
+            print_table(TRIAL_COLUMNS, trial_rows(search), f"{target}: search for layers to keep float")
+            say(f"{target}: search ended: {search['ended']}; to repeat its outcome:\n  {keep_float_line(search)}")
+    if not rows:
+        say("single layers were not measured: add `sensitivity: {}` to targets.<target>.quantize and build again")
 
 
 def print_verify(report: VerifyReport) -> None:

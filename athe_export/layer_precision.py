@@ -24,7 +24,7 @@ from athe_export.precision.sensitivity import BranchSensitivity, measure, rank
 from athe_export.precision.subject import Clock, Subject
 from athe_export.precision.trial import Bench, Limits
 from athe_export.preprocessing import Tensor
-from athe_export.recipe import AutoPrecisionSpec, LitertQuantizeSpec, OnnxQuantizeSpec, SensitivitySpec
+from athe_export.recipe import AutoPrecisionSpec, LitertQuantizeSpec, OnnxQuantizeSpec, Recipe, SensitivitySpec
 from athe_export.runtime.litert_session import LitertSession
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.runtime.predictor import Session
@@ -62,7 +62,7 @@ class PrecisionStudy:
             spec: with a calibrator by name.
 
         Raises:
-            RecipeError: the weights were never trained, there is no held-out split, or a branch gets no image of it.
+            RecipeError: a branch gets no image of the held-out split.
         """
         target, auto = jobs[0].target, spec.auto
         record = self._records.setdefault(target, {})
@@ -78,10 +78,13 @@ class PrecisionStudy:
         self._notes.append(f"{target}: {found.said()}")
         return with_kept(spec, found.keep_float)
 
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's `precision`: records by target, of those for which something was asked."""
+        return {target: record for target, record in self._records.items() if record}
+
     def noted(self, manifest: Manifest) -> Manifest:
         """The manifest with everything that was measured and decided."""
-        records = {target: record for target, record in self._records.items() if record}
-        return dataclasses.replace(manifest, precision=records or None, notes=(*manifest.notes, *self._notes))
+        return dataclasses.replace(manifest, precision=self.to_json() or None, notes=(*manifest.notes, *self._notes))
 
     def _sensitivity(self, jobs: Sequence[Job], spec: AnySpec, asked: SensitivitySpec) -> dict[str, Any]:
         found = self._ranked(jobs, spec, "sensitivity", asked.images, asked.by, Clock())
@@ -95,14 +98,7 @@ class PrecisionStudy:
     def _search(self, jobs: Sequence[Job], spec: AnySpec, auto: AutoPrecisionSpec) -> Found:
         """Ctrl-C ends the search, not the build: the best so far is used."""
         prepared, where = self._prepared, f"targets.{jobs[0].target}.quantize.auto"
-        if not prepared.system.trained:
-            raise RecipeError(
-                "the weights were never trained, so there is no accuracy to search by",
-                where=where,
-                remedy="give a trained checkpoint, or leave this key out",
-            )
-        every = prepared.dataset.size(HOLDOUT) if HOLDOUT in prepared.dataset.splits else 1
-        held = draw_held_out(prepared, where, auto.images or every)
+        held = draw_held_out(prepared, where, auto.images or prepared.dataset.size(HOLDOUT))
         limits = Limits(auto.max_top1_drop_pp, auto.max_slowdown, prepared.file.recipe.parity.confidence)
         bench = Bench(_subjects(jobs, spec, held, None), limits, self._progress)
 
@@ -117,6 +113,17 @@ class PrecisionStudy:
         held = draw_held_out(self._prepared, f"targets.{jobs[0].target}.quantize.{key}", images)
         subjects = _subjects(jobs, spec, held, RANKING_CALIBRATION)
         return [measure(subject, by, clock, self._progress) for subject in subjects]
+
+
+def require_searchable(recipe: Recipe, trained: bool) -> None:
+    """Raises RecipeError where layers are to be searched by the accuracy of weights that were never trained."""
+    for target in recipe.targets.names:
+        if getattr(recipe.targets, target).quantize.auto is not None and not trained:
+            raise RecipeError(
+                "the weights were never trained, so there is no accuracy to search by",
+                where=f"targets.{target}.quantize.auto",
+                remedy="give a trained checkpoint, or leave this key out",
+            )
 
 
 def with_kept(spec: Spec, keep: Iterable[str]) -> Spec:

@@ -24,7 +24,7 @@ from athe_export.data.source import Dataset, open_dataset, require_classes, requ
 from athe_export.errors import ExportError, GateFailed, GateInconclusive
 from athe_export.graphs import target_graphs
 from athe_export.held_out import require_held_out
-from athe_export.layer_precision import PrecisionStudy
+from athe_export.layer_precision import PrecisionStudy, require_searchable
 from athe_export.parity.gate import ParityReport
 from athe_export.parity.limits import FAIL, PASS
 from athe_export.preprocessing import Preprocessing
@@ -121,6 +121,7 @@ def prepare(file: RecipeFile, data_root: Path | None, checkpoint: Path | None, t
         system = load_system(file, images, file.recipe.checkpoint.random_seed, path)
         reference = TorchReference(system.sources, images.preprocessing)
         require_layers(file.recipe.targets, {source.role: source.layers for source in system.sources})
+        require_searchable(file.recipe, system.trained)
     with timer.stage("routing"):
         routing = fit_routing(file, system, reference, images, dataset, timer.watch.progress)
     if file.recipe.equalise is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from athe_export.bundle.manifest import Manifest
@@ -23,6 +23,7 @@ def inconsistencies(manifest: Manifest) -> list[str]:
         *_preprocessing(manifest),
         *_gate(manifest),
         *_parity(manifest),
+        *_precision(manifest),
     ]
 
 
@@ -111,6 +112,39 @@ def _parity(m: Manifest) -> Iterator[str]:
             yield f"parity.targets.{target} must hold share and branches for {', '.join(sorted(names))}"
         elif not _number(found.get("top1")) or not _number(found.get("agreement")):
             yield f"parity.targets.{target} must hold top1 and agreement"
+
+
+_DISTANCE = frozenset({"sqnr_db", "agreement"})
+_TRIAL = frozenset(
+    {"keep_float", "verdict", "drop_pp", "drop_lower_pp", "drop_upper_pp", "agreement", "slowdown", "images_needed", "error"}
+)
+
+
+def _precision(m: Manifest) -> Iterator[str]:
+    for target, record in (m.precision or {}).items():
+        if not isinstance(record, dict):
+            yield f"precision.{target} must be an object"
+            continue
+        search, sensitivity = record.get("search"), record.get("sensitivity")
+        if search is not None and not (
+            _has(search, {"ended", "kept_by_recipe", "keep_float"}) and _all(search, "trials", _TRIAL)
+        ):
+            yield f"precision.{target}.search must hold the list found and its trials"
+        branches = sensitivity.get("branches") if isinstance(sensitivity, dict) else sensitivity
+        found = branches.values() if isinstance(branches, dict) else [branches]
+        if sensitivity is not None and not all(
+            _all(b, "ranked", _DISTANCE | {"name"}) and isinstance(b.get("not_measured"), list) for b in found
+        ):
+            yield f"precision.{target}.sensitivity must hold branches with what was ranked"
+
+
+def _has(value: Any, keys: Iterable[str]) -> bool:
+    return isinstance(value, dict) and set(keys) <= set(value)
+
+
+def _all(value: Any, key: str, keys: Iterable[str]) -> bool:
+    """Whether `value[key]` is a list of objects that all have these keys."""
+    return _has(value, {key}) and isinstance(value[key], list) and all(_has(entry, keys) for entry in value[key])
 
 
 def _number(value: Any) -> bool:

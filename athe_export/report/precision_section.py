@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -14,18 +16,28 @@ SENSITIVITY_COLUMNS = ("target", "int8 alone", "branch", "SQNR, dB", "agreement"
 TRIAL_COLUMNS = ("kept float", "verdict", "drop, pp", "bounds, pp", "agreement", "slowdown", "images needed")
 
 
-def sensitivity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+def sensitivity_rows(precision: Json | None, targets: Sequence[str], branches: Sequence[str]) -> list[tuple[str, ...]]:
     """Rows under SENSITIVITY_COLUMNS, target by target and branch by branch, the most sensitive layer first.
 
     Each branch begins with all its layers int8 together. Empty for a bundle that was built without the measurement.
+
+    Args:
+        precision: the manifest's.
+        targets, branches: in the order to show them in.
     """
     rows: list[tuple[str, ...]] = []
-    for target, record in (manifest.precision or {}).items():
-        for branch, found in (record.get("sensitivity") or {}).get("branches", {}).items():
+    for target, branch in itertools.product(targets, branches):
+        record = ((precision or {}).get(target) or {}).get("sensitivity") or {}
+        if (found := record.get("branches", {}).get(branch)) is not None:
             rows.append((target, "all layers together", branch, *_distance(found["together"] or {})))
             rows += [(target, row["name"], branch, *_distance(row, row.get("error"))) for row in found["ranked"]]
             rows += [(target, name, branch, "not measured", "") for name in found["not_measured"]]
     return rows
+
+
+def sensitivity_of(manifest: Manifest) -> list[tuple[str, ...]]:
+    """`sensitivity_rows` of a bundle."""
+    return sensitivity_rows(manifest.precision, manifest.targets, [b.name for b in manifest.branches])
 
 
 def search_of(manifest: Manifest, target: str) -> Json | None:
@@ -47,10 +59,10 @@ def trial_rows(search: Json) -> list[tuple[str, ...]]:
 def precision_section(manifest: Manifest) -> str:
     """Both tables in HTML; empty where neither was asked for."""
     parts = []
-    rows = [(escape(t), breakable(name), *map(escape, rest)) for t, name, *rest in sensitivity_rows(manifest)]
+    rows = [(escape(t), breakable(name), *map(escape, rest)) for t, name, *rest in sensitivity_of(manifest)]
     if rows:
         parts.append(f"<h3>Each layer alone in int8</h3>{grid(SENSITIVITY_COLUMNS, rows, words=3)}")
-    for target in manifest.precision or {}:
+    for target in manifest.targets:
         search = search_of(manifest, target)
         if search is not None:
             trials = [(breakable(row[0]), *map(escape, row[1:])) for row in trial_rows(search)]
