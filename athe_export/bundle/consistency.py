@@ -126,16 +126,21 @@ def _precision(m: Manifest) -> Iterator[str]:
             yield f"precision.{target} must be an object"
             continue
         search, sensitivity = record.get("search"), record.get("sensitivity")
-        if search is not None and not (
-            _has(search, {"ended", "kept_by_recipe", "keep_float"}) and _all(search, "trials", _TRIAL)
-        ):
+        if search is not None and not _is_search(search):
             yield f"precision.{target}.search must hold the list found and its trials"
-        branches = sensitivity.get("branches") if isinstance(sensitivity, dict) else sensitivity
-        found = branches.values() if isinstance(branches, dict) else [branches]
-        if sensitivity is not None and not all(
-            _all(b, "ranked", _DISTANCE | {"name"}) and isinstance(b.get("not_measured"), list) for b in found
-        ):
+        if sensitivity is not None and not _is_sensitivity(sensitivity):
             yield f"precision.{target}.sensitivity must hold branches with what was ranked"
+
+
+def _is_search(value: Any) -> bool:
+    return _has(value, {"ended", "kept_by_recipe", "keep_float"}) and _all(value, "trials", _TRIAL)
+
+
+def _is_sensitivity(value: Any) -> bool:
+    branches = value.get("branches") if isinstance(value, dict) else None
+    return isinstance(branches, dict) and all(
+        _has(b, {"together", "not_measured"}) and _all(b, "ranked", _DISTANCE | {"name"}) for b in branches.values()
+    )
 
 
 def _has(value: Any, keys: Iterable[str]) -> bool:
