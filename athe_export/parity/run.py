@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
+import numpy.typing as npt
 
 from athe_export.bundle.manifest import Manifest
 from athe_export.bundle.reader import Bundle
@@ -15,8 +19,11 @@ from athe_export.parity.gate import ParityReport, judge
 from athe_export.parity.hops import Images, Key, measure_hops
 from athe_export.parity.limits import GateLimits
 from athe_export.parity.reference import Reference
+from athe_export.preprocessing import Pixels, Preprocessing
 from athe_export.runtime.predictor import RoutedGraphs, preprocessing_of
 from athe_export.runtime.routing import RouterPolicy
+
+_BLOCK = 50  # images that a CPU takes at a time
 
 
 def run_gate(
@@ -86,23 +93,46 @@ def reference_policy(manifest: Manifest) -> RouterPolicy | None:
 def _answers(
     bundle: Bundle, target: str, precision: str, reference: Reference, dataset: Dataset, progress: Progress
 ) -> TargetAnswers:
-    """Images pass one at a time; only logits are kept.
+    """Images pass one at a time through single-threaded graphs, as on the device; every CPU has its own."""
+    ids, split, preprocessing = reference.ids, bundle.manifest.gate["split"], preprocessing_of(bundle.manifest)
+    routed = reference.routed(reference_policy(bundle.manifest))
+    branch, logits = np.empty(len(ids), np.int64), np.empty((len(ids), reference.logits.shape[-1]), np.float32)
+    matched, idle = np.empty_like(logits), SimpleQueue[RoutedGraphs]()
+    dataset.image(split, int(ids[0]))  # what is read once for all images is read before there are threads
+
+    def answer(positions: range) -> int:
+        graphs = idle.get()
+        try:
+            for at in positions:
+                source = preprocessing.source(dataset.image(split, int(ids[at])))
+                branch[at], logits[at], matched[at] = _answer(graphs, source, preprocessing, int(routed[at]))
+        finally:
+            idle.put(graphs)
+        return positions.stop
+
+    blocks = [range(start, min(start + _BLOCK, len(ids))) for start in range(0, len(ids), _BLOCK)]
+    workers = min(getattr(os, "process_cpu_count", os.cpu_count)() or 1, len(blocks))
+    for _ in range(workers):
+        idle.put(RoutedGraphs(bundle, target, precision))
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for done in pool.map(answer, blocks):
+            progress(f"{target} {precision} on the gate's images", done, len(ids))
+    finally:
+        pool.shutdown(cancel_futures=True)  # on a failure or Ctrl-C too: what has not begun is left
+    return TargetAnswers(branch, logits, precision, matched)
+
+
+def _answer(
+    graphs: RoutedGraphs, source: Pixels, preprocessing: Preprocessing, routed: int
+) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Branch position, its logits, and those of the reference's branch `routed`, float32 [classes] each.
 
     Where the router decides otherwise than the reference, the reference's branch is run too, so that a branch can be
     told from a router.
     """
-    graphs, preprocessing = RoutedGraphs(bundle, target, precision), preprocessing_of(bundle.manifest)
-    ids, split = reference.ids, bundle.manifest.gate["split"]
-    routed = reference.routed(reference_policy(bundle.manifest))
-    branch, logits = np.empty(len(ids), np.int64), np.empty((len(ids), reference.logits.shape[-1]), np.float32)
-    matched = np.empty_like(logits)
-    for position, index in enumerate(ids):
-        source = preprocessing.source(dataset.image(split, int(index)))
-        found = graphs.answer(source, preprocessing)
-        branch[position], logits[position] = graphs.branches.index(found.branch), found.logits
-        matched[position] = found.logits
-        if branch[position] != routed[position]:
-            matched[position] = graphs.answer(source, preprocessing, graphs.branches[routed[position]]).logits
-        if position % 50 == 49 or position + 1 == len(ids):
-            progress(f"{target} {precision} on the gate's images", position + 1, len(ids))
-    return TargetAnswers(branch, logits, precision, matched)
+    found = graphs.answer(source, preprocessing)
+    branch = graphs.branches.index(found.branch)
+    if branch == routed:
+        return branch, found.logits, found.logits
+    return branch, found.logits, graphs.answer(source, preprocessing, graphs.branches[routed]).logits

@@ -108,5 +108,5 @@ def _share(values: npt.NDArray[Any]) -> float:
 
 def _interval(values: npt.NDArray[Any]) -> list[float]:
     """Wilson's; of chances it is wider than need be."""
-    found = proportion(float(values.sum()), len(values), _ONE_SIDED)  # type: ignore[arg-type]
+    found = proportion(float(values.sum()), len(values), _ONE_SIDED)
     return [round(found.lower, 4), round(found.upper, 4)]

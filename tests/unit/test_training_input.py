@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ from PIL import Image
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.data.shapes import Shapes
 from athe_export.data.source import no_progress
-from athe_export.errors import RecipeError, UsageError
+from athe_export.errors import DatasetError, RecipeError, UsageError
 from athe_export.parity.reference import read_reference
-from athe_export.parity.run import run_gate
+from athe_export.parity.run import answer_images, run_gate
+from athe_export.preprocessing import Pixels
 from athe_export.recipe import load_recipe
 from athe_export.training.train import train_recipe
 from tests.conftest import TINY
@@ -86,3 +88,36 @@ def test_a_limit_of_a_newer_writer_is_ignored_by_the_gate(built: Path, tmp_path:
     report = run_gate(newer, reference, Shapes(), newer.manifest.systems, no_progress)
     assert opened.manifest.parity is not None
     assert report.to_json()["limits"] == opened.manifest.parity["limits"]
+
+
+def test_answers_do_not_depend_on_how_many_cpus_share_the_images(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_bundle(built)
+    reference = read_reference(opened.read("reference.npz"), "reference.npz")
+    steps: list[tuple[int, int]] = []
+    found = []
+    for cpus in (1, 3):
+        monkeypatch.setattr(os, "process_cpu_count", lambda cpus=cpus: cpus, raising=False)
+        answers = answer_images(
+            opened, reference, Shapes(), opened.manifest.systems, lambda step, done, of: steps.append((done, of))
+        )
+        found.append(answers)
+    assert found[0].keys() == found[1].keys() == set(opened.manifest.systems)
+    for system, alone in found[0].items():
+        for name in ("branch", "logits", "on_reference_route"):
+            assert np.array_equal(getattr(alone, name), getattr(found[1][system], name)), (system, name)
+    images = len(reference.ids)
+    assert steps[-1] == (images, images) and all(of == images for _, of in steps)
+
+
+def test_an_image_that_cannot_be_read_ends_the_gate_with_its_own_error(built: Path) -> None:
+    class Damaged(Shapes):
+        def image(self, split: str, index: int) -> Pixels:
+            if index == last:
+                raise DatasetError(f"image {index} is damaged", where="here")
+            return super().image(split, index)
+
+    opened = open_bundle(built)
+    reference = read_reference(opened.read("reference.npz"), "reference.npz")
+    last = int(reference.ids[-1])
+    with pytest.raises(DatasetError, match=f"image {last} is damaged"):
+        run_gate(opened, reference, Damaged(), opened.manifest.systems, no_progress)
