@@ -10,6 +10,7 @@ import numpy.typing as npt
 from athe_export.bundle.manifest import FrontierPoint, GraphEntry, Manifest
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.bundle.writer import StagedBundle
+from athe_export.parity.statistics import paired_difference
 from athe_export.runtime.predictor import open_session
 from athe_export.runtime.routing import RouterPolicy, Scores, match_policy, policy_for_share
 from athe_export.system import HOLDOUT, Prepared
@@ -20,25 +21,29 @@ FRONTIER_POINTS = 40  # of each curve, at equal steps of the easiest branch's sh
 def fit_routers(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> Manifest:
     """The manifest with bounds of their own for int8 routers, and with the frontier of every router.
 
-    An int8 router is held to the reference's decisions, on the images that the reference's bounds were fitted on and within
-    the loss that the recipe allows there. Bounds that the recipe states as numbers hold for every engine.
+    An int8 router's bounds are matched to the reference's decisions, on the images that the reference's were fitted on.
+    Bounds that the recipe states as numbers hold for every engine. Where those in use surely lose more than the recipe
+    allows, a note says so.
     """
     if manifest.router is None or prepared.routing.policy is None:
         return manifest
     bundle, bounds = open_bundle(staged.folder), dict(manifest.router.bounds)
-    frontier, held, reference = {}, prepared.routing.held_out, dict(manifest.router.bounds)["reference"]
+    curves, held, notes = {}, prepared.routing.held_out, list(manifest.notes)
     if held is not None:
         entry = next(g for g in manifest.graphs if g.role == "router")
-        frontier["reference"] = _frontier(prepared, manifest, entry, held.scores, reference)
+        curves["reference"] = _frontier(prepared, manifest, entry, held.scores, bounds["reference"])
     for entry in (g for g in manifest.graphs if g.role == "router" and g.precision == "int8"):
         scores, held_scores = _scores(bundle, entry, prepared)
         if scores is not None:
-            bounds[entry.target] = _matched(scores, prepared, len(manifest.branches)).bounds
-        if held_scores is not None:
-            frontier[entry.target] = _frontier(prepared, manifest, entry, held_scores, bounds[entry.target])
+            decided = prepared.routing.policy.branches_of(prepared.routing.scores)
+            bounds[entry.target] = match_policy(scores, decided, len(manifest.branches)).bounds
+        if held is not None and held_scores is not None:
+            policy = RouterPolicy(bounds[entry.target])
+            notes += broken_promise(entry.target, held_scores, held.correct(), policy, _allowed_pp(prepared))
+            curves[entry.target] = _frontier(prepared, manifest, entry, held_scores, bounds[entry.target])
     images = {} if held is None else {"split": HOLDOUT, "images": len(held.ids)}
-    router = dataclasses.replace(manifest.router, bounds=bounds, frontier=frontier, frontier_images=images)
-    return dataclasses.replace(manifest, router=router)
+    router = dataclasses.replace(manifest.router, bounds=bounds, frontier=curves, frontier_images=images)
+    return dataclasses.replace(manifest, router=router, notes=tuple(notes))
 
 
 def frontier(
@@ -47,7 +52,7 @@ def frontier(
     """Accuracy against cost over bounds, from no image on the easiest branch to all of them.
 
     The easiest branch's share goes up in equal steps and the others have equal parts of the rest, as a recipe's
-    `share_simple` asks; with two branches these are all bounds that there are. Coarse scores give fewer points.
+    `share_simple` asks; with two branches there is no other way. Coarse scores give fewer points.
 
     Args:
         scores: a router's difficulty, float32 [n].
@@ -66,6 +71,29 @@ def frontier(
     return tuple(sorted(apart.values(), key=lambda p: p.share))
 
 
+def broken_promise(
+    target: str, scores: Scores, correct: npt.NDArray[np.bool_], policy: RouterPolicy, allowed_pp: float | None
+) -> list[str]:
+    """A note where a router loses more top-1 against the hardest branch alone than allowed, even by its lower 95% bound.
+
+    Args:
+        target: whose router it is.
+        scores: its difficulty, float32 [n].
+        correct: whether each branch is right, bool [n, branches], easiest first.
+        policy: the bounds in use.
+        allowed_pp: the recipe's `max_drop_pp`; None where it asks for something else.
+    """
+    routed, hardest = correct[np.arange(len(scores)), policy.branches_of(scores)], correct[:, -1]
+    lost, won = int((hardest & ~routed).sum()), int((routed & ~hardest).sum())
+    if allowed_pp is None or 100 * paired_difference(lost, won, len(scores), 0.95).lower <= allowed_pp:
+        return []
+    found = 100 * (lost - won) / len(scores)
+    return [
+        f"{target}: with the int8 router {found:.2f} pp of top-1 are lost against the hardest branch alone on held-out images, "
+        f"where the recipe allows {allowed_pp:g}: its scores are too coarse; keep it float (keep_float: router.*)"
+    ]
+
+
 def _point(
     policy: RouterPolicy, scores: Scores, correct: npt.NDArray[np.bool_], mmacs: tuple[float, ...], chosen: bool
 ) -> FrontierPoint:
@@ -76,6 +104,12 @@ def _point(
     return FrontierPoint(policy.bounds, rounded, round(top1, 6), round(float(share @ np.asarray(mmacs)), 3), chosen)
 
 
+def _allowed_pp(prepared: Prepared) -> float | None:
+    spec = prepared.file.recipe.router
+    assert spec is not None
+    return spec.threshold.max_drop_pp
+
+
 def _frontier(
     prepared: Prepared, manifest: Manifest, router: GraphEntry, scores: Scores, bounds: tuple[float, ...]
 ) -> tuple[FrontierPoint, ...]:
@@ -84,16 +118,6 @@ def _frontier(
     of_role = {g.role: g.mmacs for g in manifest.graphs if g.target == router.target}
     mmacs = tuple(router.mmacs + of_role[b.name] for b in manifest.branches)
     return frontier(scores, held.correct(), mmacs, RouterPolicy(bounds))
-
-
-def _matched(scores: Scores, prepared: Prepared, branches: int) -> RouterPolicy:
-    """The nearest to the reference's decisions that keeps the recipe's promise on these scores."""
-    routing, spec = prepared.routing, prepared.file.recipe.router
-    assert routing.policy is not None and spec is not None
-    decided, held = routing.policy.branches_of(routing.scores), routing.held_out
-    if spec.threshold.max_drop_pp is None or held is None:
-        return match_policy(scores, decided, branches)
-    return match_policy(scores, decided, branches, correct=held.correct(), max_drop_pp=spec.threshold.max_drop_pp)
 
 
 def _scores(bundle: Bundle, entry: GraphEntry, prepared: Prepared) -> tuple[Scores | None, Scores | None]:

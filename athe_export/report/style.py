@@ -19,7 +19,8 @@ td svg{display:block}
 .pass{color:var(--pass)}.fail{color:var(--fail);font-weight:600}
 .inconclusive,.not_gated{color:var(--open);font-weight:600}
 .verdict{border-left:.3rem solid;padding:.4rem .8rem;background:var(--ground)}
-code,pre{font:.85em/1.45 ui-monospace,monospace;background:var(--ground)}code{padding:.1rem .3rem;overflow-wrap:anywhere}
+code,pre{font:.85em/1.45 ui-monospace,monospace;background:var(--ground)}
+code{padding:.1rem .3rem;white-space:normal;overflow-wrap:anywhere}
 pre{padding:.8rem;overflow-x:auto}
 figure{margin:0}.plot{overflow-x:auto}.plot svg{width:100%;min-width:26rem;max-width:44rem;height:auto}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(9.5rem,30%),1fr));gap:.7rem;margin:.6rem 0}
@@ -29,7 +30,7 @@ figure{margin:0}.plot{overflow-x:auto}.plot svg{width:100%;min-width:26rem;max-w
 details{margin:.3rem 0}summary{cursor:pointer}details p{overflow-wrap:anywhere;font-size:.85rem}
 tr.group td{text-align:left!important;font-weight:600;padding-top:.8rem}tr.group span{position:sticky;left:.6rem}
 @media (max-width:40rem){td svg{width:7.5rem;height:auto}}
-@media print{body{font-size:10pt;max-width:none;padding:0}h2,h3{break-after:avoid}tr,figure,svg{break-inside:avoid}
+@media print{body{font-size:10pt;max-width:none;padding:0}h2,h3,.lead{break-after:avoid}tr,figure,svg{break-inside:avoid}
 .wide{overflow:visible}.wide :is(th,td):first-child,tr.group span{position:static}
 table{font-size:7.5pt}th,td{padding:.15rem .3rem}.gallery{grid-template-columns:repeat(6,1fr)}
 pre{white-space:pre-wrap}td svg{width:120px;height:auto}}

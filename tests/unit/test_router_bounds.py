@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from athe_export.bundle.manifest import FrontierPoint
-from athe_export.router_bounds import FRONTIER_POINTS, frontier
+from athe_export.router_bounds import FRONTIER_POINTS, broken_promise, frontier
 from athe_export.runtime.routing import RouterPolicy, Scores, policy_for_share
 
 MMACS = (5.0, 20.0)
@@ -62,3 +62,25 @@ def test_three_branches_have_a_frontier_with_ascending_bounds() -> None:
     assert all(isinstance(p, FrontierPoint) and list(p.bounds) == sorted(p.bounds) for p in points)
     assert all(sum(p.share) == pytest.approx(1, abs=1e-5) for p in points)
     assert [p.bounds for p in points if p.chosen] == [chosen.bounds]
+
+
+@pytest.mark.parametrize(
+    ("bound", "allowed", "said"), [(1.0, 0.5, True), (0.0, 0.5, False), (1.0, 60.0, False), (1.0, None, False)]
+)
+def test_a_router_that_surely_loses_more_than_the_recipe_allows_is_named(
+    bound: float, allowed: float | None, said: bool
+) -> None:
+    scores, correct = images()
+    notes = broken_promise("litert", scores, correct, RouterPolicy((bound,)), allowed)
+    assert bool(notes) == said
+    if said:
+        lost = 100 * (correct[:, 1].mean() - correct[:, 0].mean())
+        assert f"{lost:.2f} pp" in notes[0] and "allows 0.5" in notes[0] and notes[0].startswith("litert")
+
+
+def test_a_loss_that_chance_may_have_made_is_no_broken_promise() -> None:
+    """11 images of 1,000 lost where 10 may be: nobody can tell."""
+    correct = np.ones((1000, 2), bool)
+    correct[:11, 0] = False
+    scores = np.zeros(1000, np.float32)
+    assert broken_promise("litert", scores, correct, RouterPolicy((1.0,)), 1.0) == []
