@@ -49,6 +49,14 @@ class Counts:
     won: int
     same: int
 
+    @property
+    def measured_drop_pp(self) -> float:
+        return 100 * (self.lost - self.won) / self.images
+
+    @property
+    def measured_agreement(self) -> float:
+        return self.same / self.images
+
     def drop_pp(self, confidence: float, factor: float = 1) -> Interval:
         """Bounds of the top-1 drop, percentage points, as if there were `factor` times the images."""
         share = paired_difference(factor * self.lost, factor * self.won, factor * self.images, confidence)
@@ -60,7 +68,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class LimitResult:
-    """One limit: `value` is the bound that is held against `limit`, one of `lower` and `upper`.
+    """One limit: `value` is the bound that is held against `limit`, one of `lower` and `upper` around what was `measured`.
 
     `lower` and `upper` are one-sided bounds of what was measured on `images`: the one that a pass stands on at the
     recipe's confidence, the one that a fail stands on at `Rules.fail_confidence`. `images_needed` would decide what is
@@ -74,6 +82,7 @@ class LimitResult:
     lower: float | None
     upper: float | None
     images: int
+    measured: float | None = None
     images_needed: int | None = None
     why: str = ""
 
@@ -85,8 +94,10 @@ class LimitResult:
         word = {PASS: "holds", FAIL: "is broken", INCONCLUSIVE: "cannot be decided with so few images"}[self.verdict]
         line = f"{self.name} {self.limit:g} {word}: bound {self.value:.4g}, off by {abs(self.value - self.limit):.3g}"
         if self.verdict == INCONCLUSIVE and not self.why:
-            needed = f"about {self.images_needed:,} would decide" if self.images_needed else "it lies on the limit itself"
-            line += f"; {self.images:,} images leave {self.lower:.4g} to {self.upper:.4g}, {needed}"
+            line += (
+                f"; {self.images:,} images leave {self.lower:.4g} to {self.upper:.4g}; if it stays at {self.measured:.4g}, "
+            )
+            line += f"about {self.images_needed:,} would decide" if self.images_needed else "no number would decide"
         return line + (f"; {self.why}" if self.why else "")
 
 
@@ -123,8 +134,8 @@ def branch_limits(name: str, counts: Counts, rules: Rules) -> list[LimitResult]:
     upper, lower = counts.drop_pp(sure).upper, counts.agreement(sure).lower
     lost, differs = FAIL if drop > most else PASS, FAIL if same < least else PASS
     return [
-        LimitResult(f"{name}.max_top1_drop_pp", most, drop, lost, drop, upper, counts.images),
-        LimitResult(f"{name}.min_agreement", least, same, differs, lower, same, counts.images),
+        LimitResult(f"{name}.max_top1_drop_pp", most, drop, lost, drop, upper, counts.images, counts.measured_drop_pp),
+        LimitResult(f"{name}.min_agreement", least, same, differs, lower, same, counts.images, counts.measured_agreement),
     ]
 
 
@@ -137,7 +148,8 @@ def _at_most(name: str, limit: float, counts: Counts, rules: Rules) -> LimitResu
         return PASS if inside else FAIL if outside else INCONCLUSIVE
 
     upper, lower = counts.drop_pp(rules.limits.confidence).upper, counts.drop_pp(rules.fail_confidence).lower
-    return LimitResult(name, limit, upper, verdict(1), lower, upper, counts.images, _needed(counts.images, verdict))
+    needed, measured = _needed(counts.images, verdict), counts.measured_drop_pp
+    return LimitResult(name, limit, upper, verdict(1), lower, upper, counts.images, measured, needed)
 
 
 def _at_least(name: str, limit: float, counts: Counts, rules: Rules) -> LimitResult:
@@ -149,7 +161,8 @@ def _at_least(name: str, limit: float, counts: Counts, rules: Rules) -> LimitRes
         return PASS if inside else FAIL if outside else INCONCLUSIVE
 
     lower, upper = counts.agreement(rules.limits.confidence).lower, counts.agreement(rules.fail_confidence).upper
-    return LimitResult(name, limit, lower, verdict(1), lower, upper, counts.images, _needed(counts.images, verdict))
+    needed, measured = _needed(counts.images, verdict), counts.measured_agreement
+    return LimitResult(name, limit, lower, verdict(1), lower, upper, counts.images, measured, needed)
 
 
 def _needed(images: int, verdict: Callable[[float], str]) -> int | None:

@@ -276,8 +276,8 @@ def test_a_limit_says_whether_and_by_how_much_it_breaks() -> None:
         "onnx.min_agreement 0.97 is broken: bound 0.9, off by 0.07"
     )
     assert "holds" in LimitResult("x", 0.97, 0.99, PASS, 0.99, 1.0, 100).said()
-    assert LimitResult("x", 0.97, 0.9, INCONCLUSIVE, 0.9, 0.98, 100, 2500).said() == (
-        "x 0.97 cannot be decided with so few images: bound 0.9, off by 0.07; 100 images leave 0.9 to 0.98, about 2,500 "
+    assert LimitResult("x", 0.97, 0.9, INCONCLUSIVE, 0.9, 0.98, 100, 0.96, 2500).said() == (
+        "x 0.97 cannot be decided with so few images: bound 0.9, off by 0.07; 100 images leave 0.9 to 0.98; if it stays at 0.96, about 2,500 "
         "would decide"
     )
 
@@ -293,7 +293,7 @@ def test_the_report_is_plain_json_with_the_documented_fields() -> None:
     assert wanted <= content["targets"]["onnx"].keys()
     assert content["targets"]["onnx"]["share"] == {"simple": 1, "complex": 0}
     assert content["targets"]["onnx"]["branches"]["complex"]["images"] == 0
-    fields = {"name", "limit", "value", "verdict", "lower", "upper", "images", "images_needed"}
+    fields = {"name", "limit", "value", "verdict", "lower", "upper", "images", "measured", "images_needed"}
     assert all(set(limit) - {"why"} == fields for limit in content["limits"])
     assert content["confidence"] == 0.95
 
