@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from athe_export.bundle.manifest import Manifest
+from athe_export.report.calibration_section import calibration_section
 from athe_export.report.gallery import SHOWN, gallery
 from athe_export.report.markup import grid, section
 from athe_export.report.parity_section import (
@@ -88,6 +89,10 @@ def _precision(page: Page) -> str:
     return precision_section(page.manifest)
 
 
+def _calibration(page: Page) -> str:
+    return calibration_section(page.manifest)
+
+
 def _notes(page: Page) -> str:
     return section("Notes", "".join(f"<p>{escape(note)}</p>" for note in page.manifest.notes))
 
@@ -127,6 +132,7 @@ SECTIONS: tuple[Callable[[Page], str], ...] = (
     _attribution,
     _between,
     _router,
+    _calibration,
     _precision,
     _gallery,
     _notes,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from athe_export.bundle.reader import open_bundle
@@ -14,6 +16,7 @@ from athe_export.data.shapes import Shapes
 from athe_export.errors import RecipeError
 from athe_export.pipeline import run_build
 from athe_export.recipe import load_recipe
+from athe_export.report.calibration_section import calibration_section, draw_rows, trial_rows
 from athe_export.runtime.golden import check_golden
 from tests.conftest import LITERT_ONLY, TINY, SilentWatch, write_recipe
 
@@ -32,12 +35,17 @@ def built_with(recipe: Path, output: Path) -> tuple[dict[str, Any], tuple[str, .
 
 
 @pytest.fixture(scope="module")
-def onnx(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
-    folder = tmp_path_factory.mktemp("choices")
+def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("choices") / "bundle"
+
+
+@pytest.fixture(scope="module")
+def onnx(tiny_inputs: Path, onnx_bundle: Path) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
+    folder = onnx_bundle.parent
     for name in ("tiny.safetensors", "calibration.yaml"):
         (folder / name).write_bytes((tiny_inputs / name).read_bytes())
     changes = {"targets": {"onnx": AUTO}, "equalise": {"shift": True}, "parity": {**TINY["parity"], "stability_draws": 2}}
-    return built_with(write_recipe(folder, TINY | changes), folder / "bundle")
+    return built_with(write_recipe(folder, TINY | changes), onnx_bundle)
 
 
 def test_auto_records_every_calibrator_of_the_target_on_every_branch_and_takes_one(onnx: Any) -> None:
@@ -87,10 +95,26 @@ def test_an_int8_router_is_tried_and_drawn_for_as_well(tiny_inputs: Path, tmp_pa
     assert len(target["draws"]) == 2 and all(0 < draw["router_agreement"] <= 1 for draw in target["draws"])
 
 
+def test_the_report_shows_every_trial_and_every_draw(onnx: Any, onnx_bundle: Path) -> None:
+    manifest, page = open_bundle(onnx_bundle).manifest, (onnx_bundle / "report.html").read_text()
+    trials, draws = trial_rows(manifest.calibration), draw_rows(manifest.calibration)
+    assert [row[1].endswith(" (chosen)") for row in trials].count(True) == 1 and len(trials) == 4
+    assert [row[1] for row in draws] == ["the recipe's set", "draw 1", "draw 2", "largest less smallest"]
+    assert all(f"<td>{cell}</td>" in page for row in (*trials, *draws) for cell in row[2:])
+    assert "not measured" not in calibration_section(manifest)
+
+
 def test_what_is_not_asked_for_is_said_to_be_not_measured(built: Path) -> None:
     calibration = open_bundle(built).manifest.calibration
     assert (calibration["choices"], calibration["stability"]) == ([], None)
     assert calibration["calibrators"] == {"onnx": "min_max"}
+    assert "Stability over calibration images: not measured" in (built / "report.html").read_text()
+
+
+def test_a_bundle_of_an_earlier_version_has_no_such_section(built: Path) -> None:
+    manifest = open_bundle(built).manifest
+    old = {k: manifest.calibration[k] for k in ("split", "images", "ids_sha256", "pixels_sha256")}
+    assert calibration_section(dataclasses.replace(manifest, calibration=old)) == ""
 
 
 @pytest.mark.parametrize(
@@ -123,8 +147,4 @@ def test_without_held_out_images_it_is_refused_before_anything_is_traced(
 
 
 def write_set(path: Path, made: Any) -> None:
-    import dataclasses
-
-    import yaml
-
     path.write_text(yaml.safe_dump(dataclasses.asdict(made) | {"ids": list(made.ids)}))
