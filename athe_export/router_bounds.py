@@ -89,8 +89,8 @@ def broken_promise(
         return []
     found = 100 * (lost - won) / len(scores)
     return [
-        f"{target}: with the int8 router {found:.2f} pp of top-1 are lost against the hardest branch alone on held-out images, "
-        f"where the recipe allows {allowed_pp:g}: its scores are too coarse; keep it float (keep_float: router.*)"
+        f"{target}: with the int8 router {found:.2f} pp of top-1 are lost against the hardest branch alone on held-out "
+        f"images, where the recipe allows {allowed_pp:g}: its scores are too coarse; keep it float (keep_float: router.*)"
     ]
 
 

@@ -16,10 +16,11 @@ def router_section(manifest: Manifest) -> str:
     router = manifest.router
     if router is None or not router.frontier:
         return ""
-    curves = [Curve(_curve_name(name), _line(points), _line(_chosen(points))) for name, points in router.frontier.items()]
+    found = sorted(router.frontier.items(), key=lambda item: (item[0] != "reference", item[0]))
+    curves = [Curve(_curve_name(name), _line(points), _line(_chosen(points))) for name, points in found]
     drawn = f'<figure class="plot">{plot(curves, "mean MMACs an image, router included", "top-1, %")}</figure>'
     names = tuple(b.name for b in manifest.branches)
-    tables = "".join(_table(name, points, names) for name, points in router.frontier.items())
+    tables = "".join(_table(name, points, names) for name, points in found)
     measured = router.frontier_images
     lead = (
         f"Top-1 and cost over thresholds, on {measured.get('images', 0):,} images of {measured.get('split', '')}, which the "

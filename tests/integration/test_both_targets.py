@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,18 @@ def test_inspect_says_of_every_tflite_graph_what_xnnpack_takes_and_of_every_grap
         if pruned and int8:  # ONNX keeps the patch convolution float
             assert graph["int8_ops"] == 3 * 4 + 1 + litert
         assert (graph["float_ops"] == 0) == (not pruned and int8)
+
+
+def test_every_router_has_its_frontier_on_held_out_images_with_its_own_bounds_in_use(built_both: Path) -> None:
+    router = open_bundle(built_both).manifest.router
+    assert router is not None
+    assert set(router.frontier) == {"reference", "litert"}  # ONNX's router is the reference's in fp32
+    assert router.frontier_images == {"split": "holdout", "images": 1000}
+    for name, points in router.frontier.items():
+        assert [p.bounds for p in points if p.chosen] == [router.bounds[name]]
+        assert 2 < len(points) <= 42
+        assert all(p.share[0] < q.share[0] and p.mmacs >= q.mmacs for p, q in itertools.pairwise(points))
+    assert "litert, int8 router" in (built_both / "report.html").read_text()
 
 
 def test_inspect_and_the_report_show_it_to_a_person(built_both: Path) -> None:
