@@ -85,7 +85,7 @@ def _limit(
     name: str, limit: float, value: float, verdict: str, lower: float | None, upper: float | None, needed: int | None = None
 ) -> dict[str, Any]:
     return {"name": name, "limit": limit, "value": value, "verdict": verdict, "lower": lower, "upper": upper, "images": 2000,
-            "images_needed": needed}  # fmt: skip
+            "images_needed": needed, "measured": None if lower is None or upper is None else (lower + upper) / 2}  # fmt: skip
 
 
 def _hops(start: str, end: str, target: str, precision: str, drop: float) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def _hops(start: str, end: str, target: str, precision: str, drop: float) -> lis
             "from": start, "to": end, "target": target, "precision": precision, "path": path, "images": 2000,
             "top1_before": 0.812, "top1_after": 0.812 - drop / 100, "drop_pp": drop, "drop_lower_pp": drop - 0.4,
             "drop_upper_pp": drop + 0.4, "p_value": 0.3, "agreement": 0.98, "mean_kl": 0.0031, "logit_cosine": 0.9987,
-            "token_overlap": None if path == "routed" else 0.97,
+            "token_overlap": None if path == "routed" else 0.97, "token_images": 500,
         }  # fmt: skip
         if path == "routed":
             hop |= {"router_agreement": 0.995, "token_overlap_not_measured": "branches keep different numbers of tokens"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from athe_export.report.checks import ERROR, FAIL, INCONCLUSIVE, PASS, SKIPPED, Outcome
-from athe_export.report.measured import HOP_COLUMNS, attribution_said, hop_row, in_unit, not_measured
+from athe_export.report.measured import HOP_COLUMNS, LIMIT_COLUMNS, attribution_said, hop_row, limit_figures, not_measured
 
 _WORDS = {PASS: "passed", FAIL: "**failed**", INCONCLUSIVE: "**inconclusive**", ERROR: "**not done**", SKIPPED: "skipped"}
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
@@ -33,7 +33,9 @@ def markdown_summary(outcome: Outcome) -> str:
 def _parity(parity: dict[str, Any]) -> str:
     parts = [
         f"### Limits, on {parity['images']:,} images",
-        _table(("limit", "verdict", "allowed", "measured", "images needed"), [_limit(x) for x in parity["limits"]]),
+        _table(
+            ("limit", "verdict", *LIMIT_COLUMNS), [(x["name"], x["verdict"], *limit_figures(x)) for x in parity["limits"]]
+        ),
     ]
     if findings := parity.get("findings"):
         parts += ["### Findings", _list(findings)]
@@ -46,14 +48,6 @@ def _parity(parity: dict[str, Any]) -> str:
     if lost:
         parts += ["### Where images were lost", _list(lost)]
     return "\n\n".join(parts)
-
-
-def _limit(limit: dict[str, Any]) -> tuple[str, ...]:
-    name, lower, upper = limit["name"], limit.get("lower"), limit.get("upper")
-    bound = f"{in_unit(name, lower)} to {in_unit(name, upper)}"
-    measured = in_unit(name, limit["value"]) if lower is None or upper is None else bound
-    needed = limit.get("images_needed")
-    return name, limit["verdict"], in_unit(name, limit["limit"]), measured, f"{needed:,}" if needed else ""
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

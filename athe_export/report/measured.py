@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 Json = dict[str, Any]
+LIMIT_COLUMNS = ("allowed", "measured", "bounds", "images needed")
 HOP_COLUMNS = (
     "hop",
     "target",
@@ -36,23 +37,21 @@ def in_unit(name: str, value: float | None) -> str:
 
 
 def limit_said(limit: Json) -> str:
-    """One limit in a sentence: what was allowed, between which bounds it was measured, how many images would decide."""
-    name, words = limit["name"], _VERDICTS.get(limit["verdict"], limit["verdict"])
-    said = f"{name}: the limit {in_unit(name, limit['limit'])} {words}"
-    said += f"; {bounds}" if (bounds := limit_bounds(limit)) else f"; bound {in_unit(name, limit['value'])}"
-    if limit.get("why"):
-        said += f"; {limit['why']}"
-    if limit.get("images_needed"):
-        said += f"; about {limit['images_needed']:,} images would decide it"
-    return said
+    """One limit in a sentence: what was allowed, what was measured with its bounds, how many images would decide."""
+    allowed, measured, bounds, needed = limit_figures(limit)
+    said = f"{limit['name']}: the limit {allowed} {_VERDICTS.get(limit['verdict'], limit['verdict'])}"
+    said += f"; measured {measured}" if measured else ""
+    said += f"; bounds {bounds}" if " to " in bounds else f"; bound {bounds}"
+    said += f"; {limit['why']}" if limit.get("why") else ""
+    return said + (f"; about {needed} images would decide it" if needed else "")
 
 
-def limit_bounds(limit: Json) -> str:
-    """`measured between … and …`; empty where the bundle does not say."""
-    if limit.get("lower") is None or limit.get("upper") is None:
-        return ""
-    name = limit["name"]
-    return f"measured between {in_unit(name, limit['lower'])} and {in_unit(name, limit['upper'])}"
+def limit_figures(limit: Json) -> tuple[str, str, str, str]:
+    """What LIMIT_COLUMNS name, in the limit's unit; of an older bundle the one bound that it kept."""
+    name, lower, upper, needed = limit["name"], limit.get("lower"), limit.get("upper"), limit.get("images_needed")
+    one = lower is None or upper is None
+    bounds = in_unit(name, limit["value"]) if one else f"{in_unit(name, lower)} to {in_unit(name, upper)}"
+    return in_unit(name, limit["limit"]), in_unit(name, limit.get("measured")), bounds, f"{needed:,}" if needed else ""
 
 
 def hop_name(hop: Json) -> str:

@@ -80,6 +80,7 @@ _LIMIT = _object(
     limit={"type": "number"},
     value={"type": "number"},
     verdict=_VERDICT,
+    measured=_NUMBER_OR_NULL,
     lower=_NUMBER_OR_NULL,
     upper=_NUMBER_OR_NULL,
     images=_COUNT,
@@ -105,6 +106,7 @@ _HOP: Schema = _object(
     logit_cosine=_NUMBER_OR_NULL,
     token_overlap=_SHARE_OR_NULL,
     token_overlap_not_measured=_NAME,
+    token_images=_COUNT,
     router_agreement=_SHARE_OR_NULL,
     **{"from": _NAME},
 )

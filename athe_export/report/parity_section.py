@@ -7,7 +7,15 @@ from html import escape
 from typing import Any
 
 from athe_export.report.markup import breakable, class_name, grid, section, verdict_cell
-from athe_export.report.measured import HOP_COLUMNS, causes, hop_row, in_unit, lost_and_won, not_measured
+from athe_export.report.measured import (
+    HOP_COLUMNS,
+    LIMIT_COLUMNS,
+    causes,
+    hop_row,
+    limit_figures,
+    lost_and_won,
+    not_measured,
+)
 from athe_export.report.plots import bar, span_of, strip
 from athe_export.report.rows import percent
 
@@ -56,9 +64,10 @@ def hops_section(parity: Json) -> str:
             before = tuple(cells[:2])
             rows.append((cells[0] if cells[1] in cells[0] else f"{cells[0]}, {cells[1]}",))
         lower, upper = hop.get("drop_lower_pp"), hop.get("drop_upper_pp")
-        drawn = (
-            "" if lower is None or upper is None else strip(lower, upper, limit=None, at_most=True, span=span, verdict="")
-        )
+        drawn = ""
+        if lower is not None and upper is not None:
+            point = hop.get("drop_pp")
+            drawn = strip(lower, upper, limit=None, at_most=True, span=span, verdict="", measured=point)
         rows.append((*cells[2:7], drawn, *cells[7:]))
     why = "".join(f"<p>Token overlap not measured: {escape(w)}.</p>" for w in not_measured(hops))
     lead = (
@@ -111,22 +120,20 @@ def _system(limit: Json) -> str:
 
 def _limits_of(limits: list[Json], whole: bool) -> str:
     """Limits of one kind share a scale, so that targets can be compared; single branches have one each."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for limit in limits:
         alike = [x for x in limits if x["name"].rpartition(".")[2] == limit["name"].rpartition(".")[2]]
         kind, bounds = limit["name"], _bounds(limit)
         span = span_of([v for x in (alike if whole else [limit]) for v in (*_bounds(x), x["limit"])])
         at_most = kind.rpartition(".")[2].startswith("max_")
         verdict = limit["verdict"]
-        drawn = strip(*bounds, limit=limit["limit"], at_most=at_most, span=span, verdict=verdict)
-        needed = limit.get("images_needed")
-        interval = in_unit(kind, bounds[0]) if bounds[0] == bounds[1] else f"{in_unit(kind, bounds[0])} to "
-        interval += "" if bounds[0] == bounds[1] else in_unit(kind, bounds[1])
-        cells = (breakable(kind), verdict_cell(verdict), drawn, in_unit(kind, limit["limit"]), escape(interval))
-        rows.append((*cells, f"{needed:,}" if needed else ""))
-    columns = ("limit", "verdict", "", "allowed", "measured", "images needed")
-    if not any(x.get("images_needed") for x in limits):
-        columns, rows = columns[:-1], [r[:-1] for r in rows]  # type: ignore[assignment,misc]
+        point = limit.get("measured")
+        drawn = strip(*bounds, limit=limit["limit"], at_most=at_most, span=span, verdict=verdict, measured=point)
+        rows.append((breakable(kind), verdict_cell(verdict), drawn, *map(escape, limit_figures(limit))))
+    columns = ["limit", "verdict", "", *LIMIT_COLUMNS]
+    for column in reversed(range(3, len(columns))):  # an older bundle does not have all of them
+        if not any(row[column] for row in rows):
+            columns, rows = columns[:column] + columns[column + 1 :], [r[:column] + r[column + 1 :] for r in rows]
     return grid(columns, rows)
 
 

@@ -14,7 +14,16 @@ _VERDICTS = {"pass": "#1a7f37", "fail": "#b3261e", "inconclusive": "#8a5a00"}
 _SOFT, _FORBIDDEN = "#57606a", "#f6d5d2"
 
 
-def strip(lower: float, upper: float, *, limit: float | None, at_most: bool, span: tuple[float, float], verdict: str) -> str:
+def strip(
+    lower: float,
+    upper: float,
+    *,
+    limit: float | None,
+    at_most: bool,
+    span: tuple[float, float],
+    verdict: str,
+    measured: float | None = None,
+) -> str:
     """An interval on a scale, with the limit as a line and what it forbids shaded.
 
     Args:
@@ -22,6 +31,7 @@ def strip(lower: float, upper: float, *, limit: float | None, at_most: bool, spa
         limit: None draws a line at 0.
         at_most: whether values above the limit are forbidden, or those below.
         span: ends of the scale.
+        measured: what was found on the images themselves, drawn as a point.
     """
     width, left, top = 200, 8, 9
 
@@ -39,8 +49,9 @@ def strip(lower: float, upper: float, *, limit: float | None, at_most: bool, spa
     if upper > lower:
         parts.append(f'<path d="M{x(lower):.1f} {top}H{x(upper):.1f}" stroke="{colour}" stroke-width="4"/>')
         parts += [f'<path d="M{x(end):.1f} 4V14" stroke="{colour}" stroke-width="2"/>' for end in (lower, upper)]
-    else:
-        parts.append(f'<circle cx="{x(lower):.1f}" cy="{top}" r="4" fill="{colour}"/>')
+    if upper <= lower or measured is not None:
+        point = lower if measured is None else measured
+        parts.append(f'<circle cx="{x(point):.1f}" cy="{top}" r="4" fill="{colour}"/>')
     said = f"{lower:.4g} to {upper:.4g}" + ("" if limit is None else f", limit {limit:g}")
     return f'<svg width="{width}" height="18" viewBox="0 0 {width} 18" role="img" aria-label="{said}">{"".join(parts)}</svg>'
 

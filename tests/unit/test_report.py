@@ -214,7 +214,11 @@ def test_a_scale_holds_all_values_with_room() -> None:
 def test_a_limit_is_said_in_its_unit_with_what_would_decide_it() -> None:
     limits = {x["name"]: x for x in parity_example()["limits"]}
     said = limit_said(limits["litert.max_top1_drop_pp"])
-    assert "the limit 0.70 pp cannot be decided" in said and "0.05 pp and 1.15 pp" in said and "60,500 images" in said
+    assert (
+        "the limit 0.70 pp cannot be decided" in said
+        and "measured 0.60 pp; bounds 0.05 pp to 1.15 pp" in said
+        and "60,500 images" in said
+    )
     assert "the limit 97.00% is broken" in limit_said(limits["litert.min_agreement"])
 
 
