@@ -164,9 +164,9 @@ def what_few_decide(manifest: Manifest, images: int) -> tuple[str, ...]:
     lines = []
     for name, found in (manifest.parity or {}).get("targets", {}).items():
         changed = found.get("attribution")
-        if changed is None:  # a bundle of an older athe-export
-            continue
-        share = (changed["lost"] + changed["won"]) / manifest.parity["images"] if manifest.parity else 0
+        share = 1 - found["agreement"]  # all that a bundle of an older athe-export tells: as many at most
+        if isinstance(changed, dict) and {"lost", "won"} <= changed.keys() and manifest.parity is not None:
+            share = (changed["lost"] + changed["won"]) / manifest.parity["images"]
         smallest = 100 * smallest_drop(share, images, confidence)
         decides = "can be passed" if smallest <= limit else "cannot be passed, even if there is no drop at all"
         lines.append(
