@@ -2,7 +2,7 @@
 
 pip install "neural-compressor[pt]==3.10", then
 python scripts/compare_neural_compressor.py RECIPE [--data-root DIR] [--checkpoint F] [--images 256] [--calibration 64]
-    [--tolerable-loss 0.01] [--json FILE]
+    [--branch NAME] [--observer minmax|kl] [--tolerable-loss 0.01] [--json FILE]
 
 Each branch is quantized in torch by neural-compressor, and by each target of the recipe as a build does it; scorers stay
 float in all of them. Printed, branch by branch, all on the same held-out images:
@@ -66,15 +66,15 @@ class TorchSession:
 class Pt2e:
     """A branch exported by neural-compressor, to be quantized with any layers kept float."""
 
-    def __init__(self, source: BranchGraphSource, images: Sequence[Tensor]) -> None:
-        self.source, self._images = source, images
+    def __init__(self, source: BranchGraphSource, images: Sequence[Tensor], observer: str) -> None:
+        self.source, self._images, self._observer = source, images, observer
         self.example = (torch.from_numpy(images[0]),)
         self.exported = export(source.module, self.example)
         self.scorers = kept_float(source.layers, ())
 
     def config(self, keep: Iterable[str]) -> Any:
         """Every layer int8 but these and the scorers."""
-        found = INT8StaticQuantConfig()
+        found = INT8StaticQuantConfig(act_algo=self._observer)
         for name in (*self.scorers, *keep):
             found.set_local(name, INT8StaticQuantConfig(**FLOAT))
         return found
@@ -129,22 +129,20 @@ def alone(subject: Subject) -> tuple[BranchSensitivity, float]:
     return measure(subject, "layer", Clock(), no_progress), time.monotonic() - start
 
 
-def compared(
-    prepared: Prepared, source: BranchGraphSource, held: HeldOut, calibration: int, tolerable_loss: float
-) -> dict[str, Any]:
+def compared(prepared: Prepared, source: BranchGraphSource, held: HeldOut, args: argparse.Namespace) -> dict[str, Any]:
     """One branch in torch and in each target."""
     recipe, role, size = prepared.file.recipe, source.role, source.image_size
     images, labels = partial(held.tensors, role, size), held.labels[held.positions(role)]
-    fed = list(calibration_tensors(prepared, source))[:calibration]
-    pt2e = Pt2e(source, fed)
+    fed = list(calibration_tensors(prepared, source))[: args.calibration]
+    pt2e = Pt2e(source, fed, args.observer)
     subjects = {TORCH: pt2e.subject(images, labels)}
     for target in recipe.targets.names:
         spec = getattr(recipe.targets, target)
         job = quantize_job(target, prepared, source, export_graph(prepared, source, spec))
-        subjects[target] = subject_of(job, spec.quantize, images, labels, calibration)
+        subjects[target] = subject_of(job, spec.quantize, images, labels, args.calibration)
     found = {name: alone(subject) for name, subject in subjects.items()}
     noise = {name: {row.name: row.distance for row in of.ranked} for name, (of, _) in found.items()}
-    tuned = pt2e.tuned(subjects[TORCH], [row.name for row in found[TORCH][0].ranked], tolerable_loss)
+    tuned = pt2e.tuned(subjects[TORCH], [row.name for row in found[TORCH][0].ranked], args.tolerable_loss)
     limits = Limits(recipe.parity.max_top1_drop_pp, 100, recipe.parity.confidence)
     tried = {}
     for name, subject in subjects.items():
@@ -197,6 +195,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--tolerable-loss", type=float, default=0.01)
+    parser.add_argument("--branch", action="append", help="one of the recipe's; all of them without it")
+    parser.add_argument("--observer", choices=("minmax", "kl"), default="minmax", help="of activations, in torch")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -205,9 +205,10 @@ def main() -> None:
         data_root = args.data_root and Path(args.data_root)
         prepared = prepare(load_recipe(args.recipe), data_root, args.checkpoint, StageTimer(watch))
     held = draw_held_out(prepared, "--images", args.images)
-    for source in (s for s in prepared.system.sources if s.role != "router"):
+    branches = [b.name for b in prepared.file.recipe.branches]
+    for source in (s for s in prepared.system.sources if s.role in (args.branch or branches)):
         print(f"comparing {source.role}", file=sys.stderr)
-        records[source.role] = compared(prepared, source, held, args.calibration, args.tolerable_loss)
+        records[source.role] = compared(prepared, source, held, args)
         shown(source.role, records[source.role])
     if args.json:
         args.json.write_text(json.dumps(records, indent=1) + "\n")
