@@ -220,7 +220,7 @@ def test_calibration_on_noise_does_not_pass_and_shows_on_the_int8_hop_of_both_br
     for path in ("simple", "complex"):
         assert noise["onnx fp32", path] == sound["onnx fp32", path]
         assert noise["onnx int8", path]["mean_kl"] > 10 * sound["onnx int8", path]["mean_kl"]
-        assert noise["onnx int8", path]["agreement"] < sound["onnx int8", path]["agreement"]
+        assert noise["onnx int8", path]["agreement"] <= sound["onnx int8", path]["agreement"]
     assert any("from onnx fp32 to onnx int8" in line for line in report.findings)
 
 
