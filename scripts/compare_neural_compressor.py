@@ -8,7 +8,7 @@ Each branch is quantized in torch by neural-compressor, and by each target of th
 float in all of them. Printed, branch by branch, all on the same held-out images:
 
 - each layer alone in int8: its ratio of signal to quantization noise in dB, in torch and in each target, with the rank
-  correlation (Spearman) between torch and the target, and the seconds that all layers took;
+  correlation (Spearman) of each two of them, and the seconds that all layers took;
 - autotune, given the sets that keep 0, 1, 2, ... of the most sensitive layers float, ranked in torch: the set that it stops
   at, its trials and seconds;
 - what that set does in each target: top-1 lost and won against fp32, with the one-sided bounds at 95%.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import logging
 import os
@@ -170,12 +171,11 @@ def shown(role: str, found: dict[str, Any]) -> None:
     rows.append(("all together", "", *(f"{found['together'][n]['sqnr_db']:.1f}" for n in names)))
     rows.append(("seconds", "", *(f"{found['seconds'][n]:.0f}" for n in names)))
     console.print_table(("layer alone in int8", "", *(f"{n}, dB" for n in names)), rows, f"{role}, {found['images']} images")
-    for name in names[1:]:
-        both = [(of[TORCH], of[name]) for of in found["layers"].values() if of.get(TORCH) and of.get(name)]
+    for first, second in itertools.combinations(names, 2):
+        both = [(of[first], of[second]) for of in found["layers"].values() if of.get(first) and of.get(second)]
         apart = np.mean([abs(a - b) for a, b in both])
-        console.say(
-            f"{name}: rank correlation with torch {spearman(*zip(*both, strict=True)):.3f}, {apart:.1f} dB apart on average"
-        )
+        said = f"rank correlation {spearman(*zip(*both, strict=True)):.2f}, {apart:.1f} dB apart on average"
+        console.say(f"{first} and {second}: {said}")
     tuned = found["autotune"]
     console.say(
         f"autotune: {len(tuned['top1_of_trials'])} trials, {tuned['seconds']:.0f} s, keep_float {tuned['keep_float']}"
