@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -12,8 +13,10 @@ from athe_export.branches import BranchGraphSource
 from athe_export.build_gate import ExportedGraphs
 from athe_export.calibrators import AUTO, CalibrationStudy, Job
 from athe_export.layer_precision import PrecisionStudy
+from athe_export.model.equalise import unfolded
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import LitertTarget, OnnxTarget
+from athe_export.runtime.litert_session import LitertSession
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.system import Prepared
 from athe_export.targets.equality import require_equal
@@ -85,7 +88,11 @@ def export_graph(prepared: Prepared, source: BranchGraphSource, spec: OnnxTarget
     """
     checked = tuple(prepared.images.tensors(None, source.image_size, CHECK_IMAGES))
     if isinstance(spec, LitertTarget):
-        return litert_export(source, checked)
+        if not prepared.system.equalised:
+            return litert_export(source, checked)
+        converted = litert_export(dataclasses.replace(source, module=unfolded(source.module)), checked)
+        require_equal(LitertSession(converted.content), source, checked, "export with norms written out")
+        return converted
     graph = simplify(onnx_export(source, spec.opset, checked))
     require_equal(OnnxSession(graph.content), source, checked, "simplification")
     return graph

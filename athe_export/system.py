@@ -32,13 +32,17 @@ _CHECKED = 32  # calibration images a branch on which equalisation is held again
 
 @dataclass(frozen=True)
 class System:
-    """The model, its fixed-shape modules, and what of the checkpoint was used; `notes` name what was made up for."""
+    """The model, its fixed-shape modules, and what of the checkpoint was used; `notes` name what was made up for.
+
+    `equalised` says whether LayerNorm's scales were folded (`equalise_system`).
+    """
 
     model: AtheModel
     sources: tuple[BranchGraphSource, ...]
     checkpoint_sha256: str | None
     trained: bool
     notes: tuple[str, ...]
+    equalised: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,8 @@ def equalise_system(system: System, routing: Routing, images: CalibrationImages,
     error = require_same(system.model, model, _by_branch(recipe, routing, images, _CHECKED))
     said = f"alpha {spec.alpha:g}" + (", shifted" if spec.shift else "")
     note = f"LayerNorm's scales were equalised ({said}); fp32 logits changed by {error:.1e} at most on calibration images"
-    return dataclasses.replace(system, model=model, sources=graph_sources(model), notes=(*system.notes, note))
+    notes = (*system.notes, note)
+    return dataclasses.replace(system, model=model, sources=graph_sources(model), notes=notes, equalised=True)
 
 
 def _by_branch(

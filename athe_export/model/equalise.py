@@ -7,6 +7,9 @@ channel by s in LayerNorm and multiplying the layer's column by s changes nothin
 - with `shift`, the middle of each channel's range is first moved to 0 and given back by the layer's bias; with alpha 1 all
   channels then have one and the same range, which is RepQ-ViT's reparameterisation (Li et al., 2023, section 3.2).
 
+The converter to LiteRT would undo it: it multiplies LayerNorm's scale into the layer behind it, whatever that scale is. So
+for that target the equalised norms are written out as `UnfoldedLayerNorm`.
+
 It is done on the weights that the branches share, before they are cut out: ranges are taken over all branches, and their
 layers stay the same but for the heads left out. What attention and GELU give to `attn.proj` and `mlp.fc2` is left as it is,
 since no LayerNorm stands before them.
@@ -36,6 +39,28 @@ class ChannelRange:
 
     low: Tensor
     high: Tensor
+
+
+class UnfoldedLayerNorm(nn.Module):
+    """A LayerNorm whose scale the converter to LiteRT leaves where it is, since what is multiplied last is no constant."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """LayerNorm over the last dimension."""
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * self.weight * torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps) + self.bias
+
+
+def unfolded(module: nn.Module) -> nn.Module:
+    """A copy of a branch with every LayerNorm written out; the same function up to rounding."""
+    made = copy.deepcopy(module)
+    norms = [(parent, n, c) for parent in made.modules() for n, c in parent.named_children() if isinstance(c, nn.LayerNorm)]
+    for parent, name, norm in norms:
+        setattr(parent, name, UnfoldedLayerNorm(norm))
+    return made
 
 
 def norm_pairs(backbone: DeiT) -> Iterator[tuple[str, nn.LayerNorm, nn.Linear]]:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from athe_export.branches import BranchGraphSource, build_branch
 from athe_export.errors import ExportError
 from athe_export.model.athe import AtheModel
-from athe_export.model.equalise import ChannelRange, equalised, measure_ranges, norm_pairs, require_same
+from athe_export.model.equalise import (
+    ChannelRange,
+    UnfoldedLayerNorm,
+    equalised,
+    measure_ranges,
+    norm_pairs,
+    require_same,
+    unfolded,
+)
 from athe_export.recipe import EqualiseSpec, load_recipe
+from athe_export.targets.litert.export import export as litert_export
+from athe_export.targets.litert.graph import unpack
+from tests.conftest import TINY
 
 SPECS = [EqualiseSpec(alpha, shift) for alpha in (0.0, 0.5, 1.0) for shift in (False, True)]
 IMAGES = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -104,6 +118,41 @@ def test_a_changed_function_is_refused_and_the_branch_named(model: AtheModel) ->
     with pytest.raises(ExportError, match="changes a logit") as caught:
         require_same(model, made, batches(model))
     assert caught.value.where == "equalise, branch simple"
+
+
+def test_norms_written_out_are_the_same_function(model: AtheModel) -> None:
+    for branch in model.recipe.branches:
+        module = build_branch(model, branch).module
+        made = unfolded(module)
+        assert not any(isinstance(m, torch.nn.LayerNorm) for m in made.modules())
+        assert sum(isinstance(m, UnfoldedLayerNorm) for m in made.modules()) == 2 * model.recipe.model.depth + 1
+        assert sum(isinstance(m, torch.nn.LayerNorm) for m in module.modules()) == 2 * model.recipe.model.depth + 1
+        torch.testing.assert_close(made(IMAGES), module(IMAGES), atol=1e-4, rtol=1e-4)
+
+
+def test_the_converter_to_litert_undoes_equalisation_unless_the_norms_are_written_out(tiny: Callable[..., Path]) -> None:
+    small = TINY["model"] | {"depth": 1, "dim": 12, "classes": 4}
+    model = AtheModel(load_recipe(tiny(model=small, branches=[{"name": "only", "heads": 3}], router=None)).recipe)
+    model.initialise(4)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # where a layer has no bias the converter leaves some norms alone, and no trained model is so
+        for parameter in (p for p in model.backbone.parameters() if p.ndim == 1):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        model.backbone.blocks[0].norm1.weight[::5] *= 20  # type: ignore[union-attr,operator,index]
+    ranges = measure_ranges(model.eval(), {"only": iter([IMAGES])})
+    made = build_branch(equalised(model, ranges, EqualiseSpec(0.5)), model.recipe.branches[0])
+    images = [image[None].numpy() for image in IMAGES[:2]]
+
+    def is_kept(source: BranchGraphSource) -> bool:
+        """Whether the graph's qkv has torch's weights."""
+        graph = unpack(litert_export(source, images).content)
+        tensors = graph.subgraphs[0].tensors
+        op = next(o for o in graph.subgraphs[0].operators if tensors[o.outputs[0]].name == b"blocks.0.attn.qkv")
+        stored = np.frombuffer(bytes(graph.buffers[tensors[op.inputs[1]].buffer].data), np.float32)
+        return np.allclose(stored, source.module.blocks[0].attn.qkv.weight.numpy(force=True).ravel(), rtol=1e-4)  # type: ignore[union-attr,index]
+
+    assert not is_kept(made)
+    assert is_kept(dataclasses.replace(made, module=unfolded(made.module)))
 
 
 def test_without_images_there_is_nothing_to_measure(model: AtheModel) -> None:

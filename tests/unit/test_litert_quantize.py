@@ -108,7 +108,7 @@ def test_every_calibrator_keeps_the_outputs_close(
     spec = LitertQuantizeSpec(calibrator=calibrator)  # type: ignore[arg-type]
     found = LitertSession(quantize(litert_graphs[role], spec, real_images).content)
     pairs = np.stack([(exact.run(image).ravel(), found.run(image).ravel()) for image in real_images], 1)
-    assert np.corrcoef(pairs[0].ravel(), pairs[1].ravel())[0, 1] > 0.95
+    assert np.corrcoef(pairs[0].ravel(), pairs[1].ravel())[0, 1] > (0.8 if role == "router" else 0.97)
 
 
 def test_mse_and_a_percentile_cut_off_a_lone_outlier_that_min_max_keeps(
