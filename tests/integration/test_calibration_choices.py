@@ -84,13 +84,16 @@ def test_equalisation_is_said_with_what_it_changed_and_stands_before_export(onnx
     assert stages.index("routing") < stages.index("equalise") < stages.index("onnx: export router")
 
 
-def test_an_int8_router_is_tried_and_drawn_for_as_well(tiny_inputs: Path, tmp_path: Path) -> None:
+def test_in_litert_an_int8_router_is_tried_and_drawn_for_as_well_and_branches_are_equalised(
+    tiny_inputs: Path, tmp_path: Path
+) -> None:
     (tmp_path / "calibration.yaml").write_bytes((tiny_inputs / "calibration.yaml").read_bytes())
-    changes = {"targets": {"litert": AUTO}, "parity": {**TINY["parity"], "stability_draws": 1}}
-    calibration, _, _ = built_with(write_recipe(tmp_path, TINY | LITERT_ONLY | changes), tmp_path / "bundle")
+    changes = {"targets": {"litert": AUTO}, "equalise": {}, "parity": {**TINY["parity"], "stability_draws": 1}}
+    calibration, notes, _ = built_with(write_recipe(tmp_path, TINY | LITERT_ONLY | changes), tmp_path / "bundle")
     (choice,) = calibration["choices"]
     assert [t["calibrator"] for t in choice["trials"]] == ["min_max", "moving_average", "percentile", "mse"]
     assert all(t["roles"]["router"]["images"] == 512 and t["roles"]["router"]["top1"] is None for t in choice["trials"])
+    assert any(note.startswith("LayerNorm's scales were equalised (alpha 0.5)") for note in notes)
     target = calibration["stability"]["targets"]["litert"]
     assert len(target["draws"]) == 2 and all(0 < draw["router_agreement"] <= 1 for draw in target["draws"])
 
