@@ -343,3 +343,17 @@ def test_a_bundle_for_litert_alone_verifies_and_has_no_onnx(litert_only: tuple[P
     assert found.code == 0 and {g["target"] for g in found.document["golden"]} == {"litert"}
     error = refused(2, "usage", "run", litert_only[0], photo, "--target", "onnx")
     assert "no target 'onnx'" in error["message"] and "litert" in error["remedy"]
+
+
+def test_hops_lead_from_torch_to_both_targets_and_from_one_to_the_other(built_both: Path) -> None:
+    parity = open_bundle(built_both).manifest.parity
+    assert parity is not None
+    routed = [h for h in parity["hops"] if h["path"] == "routed"]
+    assert [(h["from"], h["to"]) for h in routed] == [
+        ("torch fp32", "onnx fp32"), ("torch fp32", "litert fp32"), ("onnx fp32", "onnx int8"),
+        ("litert fp32", "litert int8"), ("onnx fp32", "litert fp32"), ("onnx int8", "litert int8"),
+    ]  # fmt: skip
+    for hop in (h for h in parity["hops"] if h["to"].endswith("fp32")):  # of an export nothing may be lost
+        assert hop["agreement"] == 1 and hop["logit_cosine"] == pytest.approx(1, abs=1e-6)
+        assert hop["token_overlap"] == 1 or hop["path"] == "routed"
+    assert all(h["token_overlap"] is not None for h in parity["hops"] if h["path"] != "routed")
