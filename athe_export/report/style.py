@@ -12,7 +12,8 @@ h3{font-size:1.02rem;margin:1.4rem 0 .2rem}p{max-width:46rem}
 table{border-collapse:collapse;margin:.6rem 0;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .6rem;text-align:right;vertical-align:middle}
 th{color:var(--soft);font-weight:600;vertical-align:bottom}
-.words1 :is(th,td):first-child,.words2 :is(th,td):nth-child(-n+2){text-align:left}
+.words1 :is(th,td):first-child,.words2 :is(th,td):nth-child(-n+2),
+.words3 :is(th,td):nth-child(-n+3){text-align:left}
 td svg{display:block}
 .wide :is(th,td):first-child{position:sticky;left:0;background:#fff}
 .wide :is(th,td):not(:first-child){white-space:nowrap}th{white-space:normal!important}
