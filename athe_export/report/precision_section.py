@@ -58,10 +58,8 @@ def trial_rows(search: Json) -> list[tuple[str, ...]]:
 
 def precision_section(manifest: Manifest) -> str:
     """Both tables in HTML; empty where neither was asked for."""
-    parts = []
-    rows = [(escape(t), breakable(name), *map(escape, rest)) for t, name, *rest in sensitivity_of(manifest)]
-    if rows:
-        parts.append(f"<h3>Each layer alone in int8</h3>{grid(SENSITIVITY_COLUMNS, rows, words=3)}")
+    branches = [_branch(manifest, t, b.name) for t, b in itertools.product(manifest.targets, manifest.branches)]
+    parts = ["<h3>Each layer alone in int8</h3>", *branches] if any(branches) else []
     for target in manifest.targets:
         search = search_of(manifest, target)
         if search is not None:
@@ -75,6 +73,18 @@ def precision_section(manifest: Manifest) -> str:
         "quantization noise of the logits."
     )
     return section("Precision of single layers", "".join(parts), lead)
+
+
+def _branch(manifest: Manifest, target: str, branch: str) -> str:
+    """A branch's layers behind a line that names the worst of them: a model has dozens."""
+    rows = sensitivity_rows(manifest.precision, (target,), (branch,))
+    if not rows:
+        return ""
+    (*_, together, agreement), *alone = rows
+    worst = ", ".join(f"{name} {noise} dB" for _, name, _, noise, _ in alone[:3])
+    said = f"{target} {branch}: all layers together {together} dB, {agreement} the same answers; worst alone: {worst}"
+    cells = [(escape(t), breakable(name), *map(escape, rest)) for t, name, *rest in rows]
+    return f"<details><summary>{escape(said)}</summary>{grid(SENSITIVITY_COLUMNS, cells, words=3)}</details>"
 
 
 def _distance(of: Json, error: str | None = None) -> tuple[str, str]:
