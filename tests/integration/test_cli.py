@@ -117,6 +117,10 @@ def test_a_copied_recipe_finds_all_its_files(tmp_path: Path, name: str) -> None:
     assert set(listing(tmp_path)) == {p.relative_to(tmp_path).as_posix() for p in copied}
     for path in copied:
         assert path.read_bytes() == (root() / path.relative_to(tmp_path)).read_bytes()
+    if "train it first" in next(r.summary for r in shipped_recipes() if r.name == name):
+        missing = refused(2, "checkpoint", "build", copied[0], "--dry-run")
+        assert Path(missing["where"]).is_relative_to(tmp_path) and "athe-export train" in missing["remedy"]
+        return
     plan = cli("build", copied[0], "--dry-run", "--json")
     assert plan.code == 0, plan.err
     if plan.document["gated"]:
