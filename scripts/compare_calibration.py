@@ -3,12 +3,12 @@
 python scripts/compare_calibration.py RECIPE [--data-root DIR] [--checkpoint F] [--target onnx|litert] [--images 512]
     [--alpha A]... [--shift] [--json]
 
-Printed of each: agreement with the fp32 graphs, the mean ratio of signal to quantization noise of the outputs in dB,
-top-1, and the difference of top-1 from fp32 in percentage points. An image goes to the branch that the fp32 router sends
-it to; where the target's router is int8, agreement counts the images that it sends elsewhere too. The gate's images are never looked at.
-Each --alpha adds a round with `equalise: {alpha: A}`, with --shift another with `shift: true`. What the recipe says of the
-calibrator and of equalisation is left aside, and the rest of it holds. A branch of the dynamic scheme reads no images.
-"""
+Printed of each: agreement with the fp32 graphs, the mean ratio of signal to quantization noise of the outputs in dB, top-1,
+and the difference of top-1 from fp32 in percentage points. An image goes to the branch that the fp32 router sends it to;
+where the target's router is int8, agreement counts the images that it sends elsewhere too. The gate's images are never
+looked at. Each --alpha adds a round with `equalise: {alpha: A}`, with --shift another with `shift: true`. What the recipe
+says of the calibrator and of equalisation is left aside, and the rest of it holds. A branch of the dynamic scheme reads no
+images."""
 
 from __future__ import annotations
 
