@@ -115,9 +115,7 @@ def _parity(m: Manifest) -> Iterator[str]:
 
 
 _DISTANCE = frozenset({"sqnr_db", "agreement"})
-_TRIAL = frozenset(
-    {"keep_float", "verdict", "drop_pp", "drop_lower_pp", "drop_upper_pp", "agreement", "slowdown", "images_needed", "error"}
-)
+_TRIAL = frozenset({"drop_pp", "drop_lower_pp", "drop_upper_pp", "agreement", "slowdown", "images_needed"})
 
 
 def _precision(m: Manifest) -> Iterator[str]:
@@ -133,23 +131,37 @@ def _precision(m: Manifest) -> Iterator[str]:
 
 
 def _is_search(value: Any) -> bool:
-    return _has(value, {"ended", "kept_by_recipe", "keep_float"}) and _all(value, "trials", _TRIAL)
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("ended"), str)
+        and _names(value.get("kept_by_recipe"))
+        and _names(value.get("keep_float"))
+        and isinstance(value.get("trials"), list)
+        and all(
+            _figures(t, _TRIAL) and _names(t.get("keep_float")) and {"verdict", "error"} <= set(t) for t in value["trials"]
+        )
+    )
 
 
 def _is_sensitivity(value: Any) -> bool:
     branches = value.get("branches") if isinstance(value, dict) else None
     return isinstance(branches, dict) and all(
-        _has(b, {"together", "not_measured"}) and _all(b, "ranked", _DISTANCE | {"name"}) for b in branches.values()
+        isinstance(b, dict)
+        and (b.get("together") is None or _figures(b["together"], _DISTANCE))
+        and _names(b.get("not_measured"))
+        and isinstance(b.get("ranked"), list)
+        and all(_figures(row, _DISTANCE) and isinstance(row.get("name"), str) for row in b["ranked"])
+        for b in branches.values()
     )
 
 
-def _has(value: Any, keys: Iterable[str]) -> bool:
-    return isinstance(value, dict) and set(keys) <= set(value)
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _all(value: Any, key: str, keys: Iterable[str]) -> bool:
-    """Whether `value[key]` is a list of objects that all have these keys."""
-    return _has(value, {key}) and isinstance(value[key], list) and all(_has(entry, keys) for entry in value[key])
+def _figures(value: Any, keys: Iterable[str]) -> bool:
+    """Whether it is an object that holds a number or null under each of these keys."""
+    return isinstance(value, dict) and all(k in value and (value[k] is None or _number(value[k])) for k in keys)
 
 
 def _number(value: Any) -> bool:

@@ -88,16 +88,19 @@ def _branch(manifest: Manifest, target: str, branch: str) -> str:
 
 
 def _distance(of: Json, error: str | None = None) -> tuple[str, str]:
-    if error or "agreement" not in of:
+    if error or of.get("agreement") is None:
         return ("no such graph" if error is None else f"no such graph: {error}", "")
-    return "exact" if of["sqnr_db"] is None else f"{of['sqnr_db']:.1f}", percent(of["agreement"])
+    return _figure(of["sqnr_db"], 1) or "exact", percent(of["agreement"])
 
 
 def _trial(trial: Json) -> tuple[str, ...]:
     kept = ", ".join(trial["keep_float"]) or "none"
     if trial["error"] is not None:
         return (kept, f"no such graph: {trial['error']}", "", "", "", "", "")
-    slower = "" if trial["slowdown"] is None else f"{trial['slowdown']:.2f}"
-    bounds = f"{trial['drop_lower_pp']:.2f} to {trial['drop_upper_pp']:.2f}"
-    needed = "" if trial["images_needed"] is None else f"{trial['images_needed']:,}"
-    return (kept, trial["verdict"], f"{trial['drop_pp']:.2f}", bounds, percent(trial["agreement"]), slower, needed)
+    bounds = f"{_figure(trial['drop_lower_pp'])} to {_figure(trial['drop_upper_pp'])}"
+    needed, slower = _figure(trial["images_needed"], 0), _figure(trial["slowdown"])
+    return (kept, str(trial["verdict"]), _figure(trial["drop_pp"]), bounds, percent(trial["agreement"]), slower, needed)
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"

@@ -171,6 +171,23 @@ _ROUTER = {"arch": "mobilenet_v1_0.25", "image_size": 32}
 _PARITY = {"reference": {"top1": 0.5}, "targets": {"onnx": {"top1": 0.5, "agreement": 1.0, "share": {}, "branches": {}}}}
 
 
+def _layers(**changes: object) -> dict[str, Any]:
+    row = {"name": "head", "layers": ["head"], "sqnr_db": 20.0, "agreement": 1.0} | changes
+    branch = {"images": 8, "together": None, "ranked": [row], "not_measured": []}
+    return {"onnx": {"sensitivity": {"split": "holdout", "branches": {"only": branch}}}}
+
+
+def _searched(**changes: object) -> dict[str, Any]:
+    figures = dict.fromkeys(("drop_pp", "drop_lower_pp", "drop_upper_pp", "agreement"), 0.5)
+    trial = {"keep_float": [], "verdict": "pass", "images_needed": None, "slowdown": 1.0, "error": None} | figures | changes
+    return {"onnx": {"search": {"ended": "met", "kept_by_recipe": [], "keep_float": [], "trials": [trial]}}}
+
+
+def test_records_of_single_layers_do_not_contradict_themselves() -> None:
+    for record in (_layers(), _layers(sqnr_db=None), _searched()):
+        assert inconsistencies(parse_manifest(_changed(lambda c, r=record: c.update(precision=r)), "here")) == []
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -203,6 +220,12 @@ _PARITY = {"reference": {"top1": 0.5}, "targets": {"onnx": {"top1": 0.5, "agreem
         (lambda c: c.update(checkpoint={}), "checkpoint.sha256 is missing"),
         (lambda c: c.update(parity={}), "reference.top1"),
         (lambda c: c.update(parity=_PARITY), "share and branches for only"),
+        (lambda c: c.update(precision={"onnx": 1}), "precision.onnx must be an object"),
+        (lambda c: c.update(precision={"onnx": {"sensitivity": 1}}), "precision.onnx.sensitivity must hold"),
+        (lambda c: c.update(precision=_layers(sqnr_db="20")), "precision.onnx.sensitivity must hold"),
+        (lambda c: c.update(precision={"onnx": {"search": {}}}), "precision.onnx.search must hold"),
+        (lambda c: c.update(precision=_searched(keep_float=[1])), "precision.onnx.search must hold"),
+        (lambda c: c.update(precision=_searched(slowdown="2")), "precision.onnx.search must hold"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_found_out(change: Change, said: str) -> None:
