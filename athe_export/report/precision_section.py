@@ -81,10 +81,15 @@ def _branch(manifest: Manifest, target: str, branch: str) -> str:
     if not rows:
         return ""
     (*_, together, agreement), *alone = rows
-    worst = ", ".join(f"{name} {noise} dB" for _, name, _, noise, _ in alone[:3])
-    said = f"{target} {branch}: all layers together {together} dB, {agreement} the same answers; worst alone: {worst}"
+    worst = ", ".join(f"{name} {_in_db(noise)}" for _, name, _, noise, _ in alone[:3])
+    said = f"{target} {branch}: all layers together {_in_db(together)}, {agreement} the same answers; worst alone: {worst}"
     cells = [(escape(t), breakable(name), *map(escape, rest)) for t, name, *rest in rows]
     return f"<details><summary>{escape(said)}</summary>{grid(SENSITIVITY_COLUMNS, cells, words=3)}</details>"
+
+
+def _in_db(cell: str) -> str:
+    """A cell with its unit, where it holds a figure."""
+    return f"{cell} dB" if cell[-1:].isdigit() else cell
 
 
 def _distance(of: Json, error: str | None = None) -> tuple[str, str]:
