@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -191,11 +192,25 @@ def test_both_targets_route_and_answer_nearly_alike_in_fp32(built_both: Path) ->
 # what it promises
 
 
+def _without_torch(parity: dict[str, Any] | None) -> dict[str, Any]:
+    """A gate's outcome but for what only a build can measure: torch's unrounded logits, and the tokens that it keeps."""
+    assert parity is not None
+    found = copy.deepcopy(parity)
+    found["hops"] = [hop for hop in found["hops"] if hop["from"] != "torch fp32"]
+    for hop in found["hops"]:
+        del hop["token_overlap"]
+        hop.pop("token_overlap_not_measured", None)
+        hop.pop("token_images", None)
+    for target in found["targets"].values():
+        del target["attribution"]
+    return found
+
+
 def test_every_system_is_gated_and_the_targets_are_compared(built_both: Path, data: Path) -> None:
     found = cli("verify", built_both, "--data-root", data, "--json")
     assert found.code == 0, found.err
     parity = found.document["parity"]
-    assert parity == open_bundle(built_both).manifest.parity
+    assert _without_torch(parity) == _without_torch(open_bundle(built_both).manifest.parity)
     assert set(parity["targets"]) == SYSTEMS
     kinds = ("max_top1_drop_pp", "min_agreement", "min_router_agreement")
     assert {f"{s}.{kind}" for s in SYSTEMS for kind in kinds} <= {limit["name"] for limit in parity["limits"]}
