@@ -31,6 +31,7 @@ NAMED = {p: f.resolve(f.recipe.checkpoint.path) for p, f in FILES.items() if f.r
 TRAINED = [p for p, weights in NAMED.items() if weights.exists()]
 TO_TRAIN = [p for p in NAMED if p not in TRAINED]
 TARGETS = ("onnx", "litert")
+IMAGES = {"quickstart": 6000, "micro_cifar100": 10_000}  # in the gate
 SELECTION = ["TOPK_V2", "RESHAPE", "EMBEDDING_LOOKUP"]
 
 
@@ -74,9 +75,10 @@ def micro_cifar100(installed: Path, cifar_root: Path, tmp_path_factory: pytest.T
     return build(installed, "micro_cifar100", tmp_path_factory.mktemp("micro_cifar100"))
 
 
-@pytest.fixture(params=[p.stem for p in TRAINED])
+@pytest.fixture(params=[p.stem for p in TRAINED if p.stem in IMAGES])
 def shipped(request: pytest.FixtureRequest) -> Shipped:
-    """Every shipped recipe that is trained, in turn; each is built once, by the fixture of its name."""
+    """Every small recipe that is trained, in turn; each is built once, by the fixture of its name. The full-size one has
+    tests of its own."""
     found: Shipped = request.getfixturevalue(request.param)
     return found
 
@@ -84,7 +86,7 @@ def shipped(request: pytest.FixtureRequest) -> Shipped:
 @pytest.mark.parametrize("path", [p for p in RECIPES if p not in TO_TRAIN], ids=lambda p: p.stem)
 def test_a_shipped_recipe_builds_both_targets_and_says_whether_it_is_trained(path: Path) -> None:
     plan = plan_build(FILES[path], Path("out"), None, None)
-    assert plan["gated"] == (path in TRAINED) == (path.stem != "deit_tiny_cifar100")
+    assert plan["gated"] == (path in TRAINED)
     assert tuple(plan["targets"]) == TARGETS
     (summary,) = (r.summary for r in shipped_recipes() if r.name == path.stem)
     assert ("random" in summary) == (path not in TRAINED)
@@ -110,13 +112,13 @@ def test_a_shipped_recipe_reads_and_pins_its_checkpoint(path: Path) -> None:
     assert file.recipe.checkpoint.path is not None
     weights = file.resolve(file.recipe.checkpoint.path)
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == file.recipe.checkpoint.sha256
-    assert weights.stat().st_size <= 2_000_000
+    assert weights.stat().st_size <= 14_000_000
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
 def test_the_metrics_are_of_the_shipped_checkpoint_and_of_the_recipes_settings(path: Path) -> None:
     recipe = load_recipe(path).recipe
-    metrics = json.loads((ROOT / "artifacts" / "checkpoints" / f"{path.stem}.metrics.json").read_text())
+    metrics = json.loads(NAMED[path].with_suffix(".metrics.json").read_text())
     assert metrics["complete"] and "train" in metrics["command"]
     assert metrics["checkpoint_sha256"] == recipe.checkpoint.sha256
     assert metrics["settings_sha256"] == settings_digest(recipe)
@@ -125,7 +127,7 @@ def test_the_metrics_are_of_the_shipped_checkpoint_and_of_the_recipes_settings(p
 def test_a_shipped_recipe_passes_its_gate_on_every_image(shipped: Shipped) -> None:
     assert shipped.document["verdict"] == "pass"
     parity = shipped.document["parity"]
-    assert parity["images"] == {"quickstart": 6000, "micro_cifar100": 10_000}[shipped.bundle.name]
+    assert parity["images"] == IMAGES[shipped.bundle.name]
     assert all(limit["verdict"] == "pass" for limit in parity["limits"])
     assert {limit["name"].split(".")[0] for limit in parity["limits"]} == set(parity["targets"]) >= set(TARGETS)
 
