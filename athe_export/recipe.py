@@ -212,6 +212,7 @@ class PhaseSpec:
     patch_keep: float = key("share of the patches that are seen, drawn at random", default=1.0, above=0, max=1)
     lr: float = key("peak learning rate", default=0.001, above=0, max=1)
     batch_size: int = key("images a step", default=128, min=1, max=65536)
+    all_paths: float = key("share of steps for all paths; the rest are the easiest branch's", default=1.0, min=0, max=1)
     light: bool = key("only crop, flip and label smoothing of the regularisation below", default=False)
 
     def patches_seen(self, model: ModelSpec) -> int:

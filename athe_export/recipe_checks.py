@@ -191,6 +191,10 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
             yield (*where, "image_size"), text
         if last.patch_keep < 1:
             yield (*where, "patch_keep"), f"{last.patch_keep} must be 1: the last of these phases sees every patch"
+    for kind in ("dense", "router_features", "router"):
+        for i, phase in enumerate(getattr(t, kind) or ()):
+            if sound("train", kind, i) and phase.all_paths < 1:
+                yield ("train", kind, i, "all_paths"), "has no use here: only adaptive phases train several paths"
     if t.router_features and not t.router:
         yield ("train", "router_features"), "leads nowhere without train.router phases"
     for kind in ("router_features", "router"):

@@ -73,7 +73,7 @@ def branch_objective(phase: Phase, model: AtheModel, images: ImageSet) -> Object
     spec = model.recipe.train
     assert spec is not None
     parameters = [p for n, p in model.named_parameters() if not n.startswith("router.")]
-    loss = (dense_loss if phase.kind == "dense" else adaptive_loss)(model, spec, phase.spec.patch_keep)
+    loss = (dense_loss if phase.kind == "dense" else adaptive_loss)(model, spec, phase.spec)
     size = phase.spec.image_size or model.recipe.model.image_size
     return Objective(phase, spec, images, loss, parameters, size, spec.repeated_augmentation)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from athe_export.model.athe import AtheModel
 from athe_export.model.deit import Trace
-from athe_export.recipe import TrainSpec
+from athe_export.recipe import PhaseSpec, TrainSpec
 from athe_export.training.plan import generator_of
 
 _SHARPNESS = 16.0  # the largest logit of a fixed classifier, whose features and directions have length 1
@@ -27,18 +27,21 @@ def draw_patches(batch: int, patches: int, keep: float) -> Tensor | None:
     return None if keep == 1 else torch.rand(batch, patches).topk(int(keep * patches + 0.5), 1).indices
 
 
-def dense_loss(model: AtheModel, spec: TrainSpec, patch_keep: float = 1.0) -> Loss:
+def dense_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
     """Cross-entropy of the dense path."""
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
-        seen = _seen(model, image, patch_keep)
+        seen = _seen(model, image, phase.patch_keep)
         return F.cross_entropy(model.backbone(image, seen=seen).float(), label, label_smoothing=spec.label_smoothing)
 
     return loss
 
 
-def adaptive_loss(model: AtheModel, spec: TrainSpec, patch_keep: float = 1.0) -> Loss:
+def adaptive_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
     """Mean over the dense path and all branches; branches also match the dense path's distribution and attention.
+
+    In all but `all_paths` of the steps it is the easiest branch's alone, with the dense path as a teacher that does not
+    learn: that branch is furthest behind, and a step of it costs a third.
 
     Self-distillation of logits as in Hinton et al., Distilling the Knowledge in a Neural Network, 2015, at
     temperature 1. A learned scorer's softmax over the patches is drawn to the dense path's CLS attention in the blocks
@@ -48,11 +51,14 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec, patch_keep: float = 1.0) ->
     """
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
-        patches, seen = _seen(model, image, patch_keep), Trace()
-        dense = model.backbone(image, trace=seen, seen=patches).float()
+        patches, seen = _seen(model, image, phase.patch_keep), Trace()
+        every = phase.all_paths == 1 or torch.rand(()).item() < phase.all_paths
+        with torch.set_grad_enabled(every):
+            dense = model.backbone(image, trace=seen, seen=patches).float()
         teacher = dense.detach().log_softmax(-1)
-        total = F.cross_entropy(dense, label, label_smoothing=spec.label_smoothing)
-        for branch in model.recipe.branches:
+        branches = model.recipe.branches if every else model.recipe.branches[:1]
+        total = F.cross_entropy(dense, label, label_smoothing=spec.label_smoothing) if every else dense.new_zeros(())
+        for branch in branches:
             chosen = Trace()
             logits = model.logits(image, branch, chosen, patches).float()
             hard = F.cross_entropy(logits, label, label_smoothing=spec.label_smoothing)
@@ -64,7 +70,7 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec, patch_keep: float = 1.0) ->
                 )
             if spec.distill_tokens:
                 total = total + spec.distill_tokens * _token_loss(model.backbone.norm, seen, chosen)
-        return total / (1 + len(model.recipe.branches))
+        return total / (every + len(branches))
 
     return loss
 

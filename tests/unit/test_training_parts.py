@@ -21,11 +21,12 @@ from athe_export.training.average import WeightAverage
 from athe_export.training.holdout import Holdout
 from athe_export.training.images import ImageSet
 from athe_export.training.objective import branch_objective, router_objective
-from athe_export.training.phases import adaptive_loss, draw_patches, router_features_loss
+from athe_export.training.phases import Loss, adaptive_loss, draw_patches, router_features_loss
 from athe_export.training.plan import Phase, generator_of, learning_rate, plan
 from athe_export.training.router_images import set_apart, views_of
 from athe_export.training.state import settings_digest
 
+WHOLE = PhaseSpec(epochs=1)
 PHASE = [{"epochs": 2}]
 TRAIN: dict[str, Any] = {"dense": PHASE, "adaptive": PHASE, "router": PHASE}
 
@@ -171,10 +172,48 @@ def test_all_paths_of_a_step_see_the_same_patches(tiny: Callable[..., Path], mon
     embed = model.backbone.embed
     monkeypatch.setattr(model.backbone, "embed", lambda image, seen=None: (given.append(seen), embed(image, seen))[1])
     assert recipe.train is not None
-    adaptive_loss(model, recipe.train, 0.5)(torch.randn(4, 3, 32, 32), torch.arange(4))
+    adaptive_loss(model, recipe.train, PhaseSpec(epochs=1, patch_keep=0.5))(torch.randn(4, 3, 32, 32), torch.arange(4))
     first, *rest = given
     assert first is not None and first.shape == (4, 8) and len(rest) == 2
     assert all(g is not None and torch.equal(g, first) for g in rest)
+
+
+def _adaptive(model: AtheModel, phase: PhaseSpec = WHOLE, **changed: float) -> Loss:
+    assert model.recipe.train is not None
+    return adaptive_loss(model, dataclasses.replace(model.recipe.train, **changed), phase)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("share", "trained"), [(1.0, {"of simple", "of complex"}), (0.0, {"of simple"})])
+def test_steps_that_do_not_train_all_paths_train_the_easiest_branch_alone(
+    tiny: Callable[..., Path], share: float, trained: set[str]
+) -> None:
+    model = AtheModel(load_recipe(tiny(train=TRAIN)).recipe)
+    model.initialise(0)
+    model.head_rank = ((0, 1, 2),) * 3
+    model.train()
+    _adaptive(model, PhaseSpec(epochs=1, all_paths=share))(torch.randn(4, 3, 32, 32), torch.arange(4)).backward()
+    reached = {n.split(".")[1] for n, p in model.named_parameters() if n.startswith("scorers.") and p.grad is not None}
+    assert reached == trained
+    heads = model.backbone.blocks[1].attn.qkv.weight.grad
+    assert heads is not None
+    assert bool((heads.reshape(3, 3, -1)[:, 1:] != 0).any()) == (share == 1), "heads that the simple branch does not have"
+
+
+def test_some_steps_train_all_paths_as_the_share_asks(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AtheModel(load_recipe(tiny(train=TRAIN)).recipe)
+    model.initialise(0)
+    model.head_rank = ((0, 1, 2),) * 3
+    model.train()
+    run: list[str] = []
+    logits = model.logits
+    monkeypatch.setattr(
+        model, "logits", lambda image, branch, *rest: (run.append(branch.name), logits(image, branch, *rest))[1]
+    )
+    loss = _adaptive(model, PhaseSpec(epochs=1, all_paths=0.3))
+    torch.manual_seed(0)
+    for _ in range(60):
+        loss(torch.randn(1, 3, 32, 32), torch.arange(1))
+    assert run.count("simple") == 60 and 8 <= run.count("complex") <= 30
 
 
 def test_an_epoch_may_be_a_part_of_the_images_and_the_watch_a_part_of_the_held_out(model: AtheModel) -> None:
@@ -201,7 +240,7 @@ def test_kept_tokens_are_compared_with_the_dense_paths_tokens_of_the_same_patche
     model.eval()
     assert recipe.train is not None
     image, label = torch.randn(4, 3, 32, 32), torch.arange(4)
-    losses = {w: adaptive_loss(model, dataclasses.replace(recipe.train, distill_tokens=w))(image, label) for w in (0.0, 9.0)}
+    losses = {w: _adaptive(model, distill_tokens=w)(image, label) for w in (0.0, 9.0)}
     torch.testing.assert_close(losses[9.0], losses[0.0])
     half = [{"name": "half", "heads": 3, "prune": [{"after_blocks": 1, "keep": 0.5}]}]
     recipe = load_recipe(tiny(branches=half, router=None, train={"dense": [], "adaptive": PHASE})).recipe
@@ -209,7 +248,7 @@ def test_kept_tokens_are_compared_with_the_dense_paths_tokens_of_the_same_patche
     model.initialise(0)
     model.eval()
     assert recipe.train is not None
-    losses = {w: adaptive_loss(model, dataclasses.replace(recipe.train, distill_tokens=w))(image, label) for w in (0.0, 9.0)}
+    losses = {w: _adaptive(model, distill_tokens=w)(image, label) for w in (0.0, 9.0)}
     assert float((losses[9.0] - losses[0.0]).detach()) > 1e-4
 
 
@@ -284,6 +323,8 @@ def test_the_first_view_for_the_router_is_the_image_itself_and_views_repeat(tiny
             r"adaptive\[0\]\.patch_keep: 0\.5 must be 1: the last of these phases sees every patch",
         ),
         ({"router": [{"epochs": 1, "patch_keep": 0.5}]}, r"router\[0\]\.patch_keep: has no use here"),
+        ({"dense": [{"epochs": 1, "all_paths": 0.5}]}, r"dense\[0\]\.all_paths: has no use here"),
+        ({"router": [{"epochs": 1, "all_paths": 0.5}]}, r"router\[0\]\.all_paths: has no use here"),
         ({"router_features": [{"epochs": 1, "image_size": 16}]}, r"router_features\[0\]\.image_size: has no use here"),
         ({"router_features": PHASE, "router": []}, r"router_features: leads nowhere without train\.router phases"),
         ({"images": 10, "router_images": 10}, r"router_images: 10 of 10 images leaves none"),
