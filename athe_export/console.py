@@ -230,16 +230,16 @@ def print_training(summary: dict[str, Any]) -> None:
         say("stopped before the plan's end, and not measured on the test split; continue with --resume")
 
 
-def print_doctor(packages: dict[str, str | None], jobs: list[dict[str, Any]], data: dict[str, Any]) -> None:
-    print_table(("package", "version"), [(name, found or "not installed") for name, found in packages.items()])
-    for job in jobs:
+def print_doctor(found: dict[str, Any]) -> None:
+    print_table(("package", "version"), [(name, version or "not installed") for name, version in found["packages"].items()])
+    for job in found["jobs"]:
         say(f"{job['job']}: " + ("ready" if job["ready"] else f"missing {', '.join(job['missing'])}: {job['remedy']}"))
-    if data["data_root"]:
+    if found["data_root"]:
         say(
-            f"ATHE_DATA_ROOT {data['data_root']}: "
-            + ("CIFAR-100 found" if data["cifar100"] else "no cifar-100-python/train there, and no packed file")
+            f"ATHE_DATA_ROOT {found['data_root']}: "
+            + ("CIFAR-100 found" if found["cifar100"] else "no cifar-100-python/train there, and no packed file")
         )
-    elif data["cached"]:
-        say(f"ATHE_DATA_ROOT is not set: CIFAR-100 is in the user cache, {data['cached']}")
+    elif found["cached"]:
+        say(f"ATHE_DATA_ROOT is not set: CIFAR-100 is in the user cache, {found['cached']}")
     else:
         say("ATHE_DATA_ROOT is not set: CIFAR-100 would be downloaded to the user cache")

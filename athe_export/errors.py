@@ -1,6 +1,6 @@
 """The errors a user can meet: each class fixes an exit code and a kind; each instance says what, where, what next.
 
-The command line formats them once (`cli.py`); nothing below it prints or exits.
+The entry point formats them once (`cli.py`); nothing below it prints them or exits.
 """
 
 from __future__ import annotations

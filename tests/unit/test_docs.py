@@ -17,8 +17,8 @@ import yaml
 
 from athe_export import errors
 from athe_export.bundle.manifest import Manifest
-from athe_export.cli import app
 from athe_export.recipe import Recipe, load_recipe
+from athe_export.verbs import app
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
