@@ -181,7 +181,7 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
             if size is not None and size % r.model.patch:
                 yield (*where, "image_size"), f"model.patch {r.model.patch} does not divide {size}"
             elif kind == "adaptive" and sound("branches"):
-                patches = phase.patches_seen(r.model)
+                patches = phase.patches_seen(r.model.image_size, r.model.patch)
                 for name in (b.name for b in r.branches if any(k < 1 for _, k in b.kept_tokens(patches))):
                     yield where, f"branch {name} keeps no token: this phase sees too few patches ({patches})"
     if t.adaptive and sound("model", "image_size") and sound("train", "adaptive", len(t.adaptive) - 1):
