@@ -6,7 +6,6 @@ random state, only weights, their average, optimiser and position.
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from athe_export.data.source import Progress, no_progress
-from athe_export.errors import TrainingError
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import load_tensors, tensors_of
 from athe_export.model.heads import head_importance, rank_heads
@@ -25,6 +23,7 @@ from athe_export.training.average import WeightAverage
 from athe_export.training.holdout import Holdout
 from athe_export.training.images import ImageSet, to_input
 from athe_export.training.log import Meter, Report, TrainingLog
+from athe_export.training.losses import EpochLosses
 from athe_export.training.objective import Corpus, Objective, branch_objective, router_objective
 from athe_export.training.plan import Phase, generator_of, learning_rate, plan
 from athe_export.training.router_images import router_targets, views_of
@@ -32,7 +31,6 @@ from athe_export.training.state import RunState, read_state, settings_digest, wr
 
 SAVE_SECONDS = 40.0  # between two states, within an epoch
 EPOCH_SAVE_SECONDS = 10.0  # the same at its end: looking at the held-out images can take minutes
-CHECK_STEPS = {"cpu": 1, "cuda": 50}  # after how many a device is waited for, to see whether its losses are finite
 MEASURED_AT_ONCE = 1024  # router images between two chances to save or stop
 
 
@@ -73,8 +71,7 @@ class TrainingRun:
         self._average: WeightAverage | None = None
         self._targets = torch.zeros(0, device=device)  # the router's, as far as they are measured
         self._optimiser_state: dict[str, Any] | None = None  # of the state that was resumed, until it is used
-        self._unchecked: list[tuple[int, float, Tensor]] = []  # step, learning rate and loss of the latest steps
-        self._loss = 0.0  # sum over the epoch's steps before those
+        self._losses = EpochLosses(self.state, device)
         self._began = self._saved = time.monotonic()
         self._seconds_before = 0.0
 
@@ -100,7 +97,8 @@ class TrainingRun:
             self._average = WeightAverage(self.model, self.spec.ema)
             self._average.restore(state.average, state.updates)
         self.position, self._optimiser_state = state.position, state.optimiser
-        self._loss, self.started_from = state.loss, state.started_from
+        self._losses.begin(state.loss, state.position[2])
+        self.started_from = state.started_from
         self._targets = self._targets if state.targets is None else state.targets.to(self.device)
         self._seconds_before, self.commands = state.seconds, (*state.commands, *self.commands)
         self.report(f"resumed at phase {self.position[0] + 1}, epoch {self.position[1] + 1}, step {self.position[2]}")
@@ -162,17 +160,16 @@ class TrainingRun:
             rate = learning_rate(phase, epoch + step / steps, self.spec.warmup_epochs)
             chosen = objective.chosen(order, step)
             loss = self._step(objective, optimiser, rate, chosen, generator_of(seed, index, epoch, step + 1))
-            self._unchecked.append((step, rate, loss))
             self.position = (index, epoch, step + 1)
-            if len(self._unchecked) >= CHECK_STEPS[self.device.type]:
-                self._check_losses()
-            meter.step(step + 1, len(chosen), self._mean_loss())
+            self._losses.add(loss, f"{phase.kind} epoch {epoch + 1}, step {step}, at learning rate {rate:.2e}")
+            meter.step(step + 1, len(chosen), self._losses.mean)
             if self._time_to_stop(optimiser):
                 return False
-        self._check_losses()
+        self._losses.check()
         self._save_unless_recent(optimiser)
         self._log_epoch(objective, epoch, optimiser.param_groups[0]["lr"], meter.speed)
-        self.position, self._loss = (index, epoch + 1, 0), 0.0
+        self.position = (index, epoch + 1, 0)
+        self._losses.begin()
         self._save_unless_recent(optimiser)
         return True
 
@@ -207,37 +204,6 @@ class TrainingRun:
         """Within it the model has the weights that would be kept."""
         return nullcontext() if self._average is None else self._average.in_place()
 
-    def _check_losses(self) -> None:
-        """Adds the latest losses to the epoch's sum; on an accelerator this waits for it.
-
-        Raises:
-            TrainingError: one is not finite.
-        """
-        if not self._unchecked:
-            return
-        losses = torch.stack([loss for _, _, loss in self._unchecked]).tolist()
-        for (step, rate, _), loss in zip(self._unchecked, losses, strict=True):
-            if not math.isfinite(loss):
-                kind = self.phases[self.position[0]].kind
-                raise TrainingError(
-                    f"loss is {loss} in {kind} epoch {self.position[1] + 1}, step {step}, at learning rate {rate:.2e}",
-                    where=str(self.folder),
-                    remedy=self._after_divergence(),
-                )
-            self._loss += loss
-        self._unchecked.clear()
-
-    def _mean_loss(self) -> float | None:
-        """Of the epoch's steps so far, as far as they were waited for."""
-        checked = self.position[2] - len(self._unchecked)
-        return self._loss / checked if checked else None
-
-    def _after_divergence(self) -> str:
-        lower = "lower the learning rates of train in the recipe and train"
-        if not self.state.exists():
-            return f"{lower} again"
-        return f"{lower} with --init {self.state}, the last good state, and another --output"
-
     def _rank_heads(self) -> None:
         size, images = self.model.recipe.model.image_size, self.corpus.calibration
         self.model.eval()
@@ -271,7 +237,7 @@ class TrainingRun:
             self._save(optimiser)
 
     def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
-        self._check_losses()  # what is not finite is never saved
+        self._losses.check()  # what is not finite is never saved
         average = self._average
         state = RunState(
             settings=self.settings,
@@ -283,7 +249,7 @@ class TrainingRun:
             started_from=self.started_from,
             average=average.tensors if average else None,
             updates=average.updates if average else 0,
-            loss=self._loss,
+            loss=self._losses.total,
             targets=self._targets,
         )
         write_state(self.state, state)
@@ -293,7 +259,7 @@ class TrainingRun:
         phase = objective.phase
         with self._averaged():
             reached = self._holdout.reached(phase)
-        loss = self._mean_loss() or 0.0
+        loss = self._losses.mean or 0.0
         row: dict[str, Any] = {"phase": phase.kind, "epoch": phase.first + epoch + 1, "of": phase.group}
         row |= {"image_size": objective.size, "learning_rate": f"{rate:.3g}"}
         row |= {"loss": round(loss, 4), "images_per_second": round(speed), "minutes": round(self.seconds / 60, 1)}

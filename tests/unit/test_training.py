@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from athe_export.errors import CheckpointError, TrainingError, UsageError
 from athe_export.recipe import load_recipe
 from athe_export.training.images import ImageSet
+from athe_export.training.losses import CHECK_STEPS
 from athe_export.training.plan import plan
-from athe_export.training.run import CHECK_STEPS
 from athe_export.training.train import train_recipe
 
 TRAIN: dict[str, Any] = {
