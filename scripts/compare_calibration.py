@@ -23,13 +23,11 @@ from typing import Any
 from athe_export.calibrators import agreement_of, calibrators_of, noise_of
 from athe_export.graphs import export_graph, is_quantized, quantize_job
 from athe_export.held_out import HELD_OUT_IMAGES, ROUTER, HeldOut, Trial, draw_held_out, outputs_on
-from athe_export.pipeline import StageTimer, prepare
+from athe_export.pipeline import prepare
 from athe_export.recipe import EqualiseSpec, load_recipe
-from athe_export.runtime.litert_session import LitertSession
-from athe_export.runtime.onnx_session import OnnxSession
+from athe_export.runtime.predictor import ENGINES
+from athe_export.stages import StageTimer
 from athe_export.system import Prepared, equalise_system
-
-SESSIONS = {"onnx": OnnxSession, "litert": LitertSession}
 
 
 class Watch:
@@ -53,13 +51,13 @@ def compared(prepared: Prepared, target: str, held: HeldOut, watch: Watch) -> di
         graph = export_graph(prepared, source, spec)
         job, size = quantize_job(target, prepared, source, graph), source.image_size
         exact = outputs_on(
-            SESSIONS[target](graph.content), held, source.role, size, f"{target} {source.role} fp32", watch.progress
+            ENGINES[target](graph.content), held, source.role, size, f"{target} {source.role} fp32", watch.progress
         )
         found.setdefault("fp32", {})[source.role] = held.compare(source.role, exact, exact)
         for name in calibrators_of(type(spec.quantize)) if is_quantized(source, spec) else ():
             quantized = job.quantize(dataclasses.replace(spec.quantize, calibrator=name), job.images())
             said = f"{target} {source.role} {name}"
-            outputs = outputs_on(SESSIONS[target](quantized.content), held, source.role, size, said, watch.progress)
+            outputs = outputs_on(ENGINES[target](quantized.content), held, source.role, size, said, watch.progress)
             found.setdefault(name, {})[source.role] = held.compare(source.role, exact, outputs)
     return found
 
@@ -105,7 +103,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data-root", type=Path, default=os.environ.get("ATHE_DATA_ROOT"))
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--target", choices=tuple(SESSIONS), help="one of the recipe's; all of them without it")
+    parser.add_argument("--target", choices=tuple(ENGINES), help="one of the recipe's; all of them without it")
     parser.add_argument("--images", type=int, default=HELD_OUT_IMAGES)
     parser.add_argument("--alpha", type=float, action="append", default=[])
     parser.add_argument("--shift", action="store_true")

@@ -40,12 +40,13 @@ from athe_export.data.source import no_progress
 from athe_export.graphs import calibration_tensors, export_graph, quantize_job
 from athe_export.held_out import HeldOut, draw_held_out
 from athe_export.layer_precision import subject_of
-from athe_export.pipeline import StageTimer, prepare
+from athe_export.pipeline import prepare
 from athe_export.precision.sensitivity import BranchSensitivity, measure
 from athe_export.precision.subject import Clock, Subject
 from athe_export.precision.trial import Bench, Limits
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import load_recipe
+from athe_export.stages import StageTimer
 from athe_export.system import Prepared
 from athe_export.targets.keep_float import kept_float
 

@@ -21,7 +21,7 @@ from athe_export import console
 from athe_export.calibrators import CalibrationStudy
 from athe_export.graphs import export_graph, is_quantized, quantize_job
 from athe_export.layer_precision import PrecisionStudy
-from athe_export.pipeline import StageTimer, prepare
+from athe_export.pipeline import prepare
 from athe_export.recipe import AutoPrecisionSpec, RecipeFile, SensitivitySpec, load_recipe
 from athe_export.report.precision_section import (
     SENSITIVITY_COLUMNS,
@@ -30,6 +30,7 @@ from athe_export.report.precision_section import (
     sensitivity_rows,
     trial_rows,
 )
+from athe_export.stages import StageTimer
 
 
 def asked(file: RecipeFile, target: str, args: argparse.Namespace) -> RecipeFile:
