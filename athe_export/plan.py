@@ -8,7 +8,7 @@ from typing import Any
 
 from athe_export.data.calibration import read_calibration_set
 from athe_export.errors import CheckpointError
-from athe_export.recipe import LitertTarget, OnnxTarget, RecipeFile
+from athe_export.recipe import LitertTarget, OnnxTarget, Recipe, RecipeFile
 
 
 def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoint: Path | None) -> dict[str, Any]:
@@ -26,20 +26,7 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
             remedy="correct checkpoint.path in the recipe, pass --checkpoint, or train it: athe-export train RECIPE",
         )
     calibration = read_calibration_set(file.resolve(recipe.data.calibration))
-    roles = [*(["router"] if recipe.router else []), *(b.name for b in recipe.branches)]
-    stages = ["data", "checkpoint", "routing", *(["equalise"] if recipe.equalise else [])]
-    for target in recipe.targets.names:
-        spec = getattr(recipe.targets, target)
-        quantized = [
-            r for r in roles if "int8" in spec.precisions and not (r == "router" and _router_stays_float(target, spec))
-        ]
-        stages += [f"{target}: export {role}" for role in roles]
-        stages += [f"{target}: calibrator"] if quantized and spec.quantize.calibrator == "auto" else []
-        stages += [f"{target}: sensitivity"] if quantized and spec.quantize.sensitivity is not None else []
-        stages += [f"{target}: search"] if quantized and spec.quantize.auto is not None else []
-        stages += [f"{target}: quantize {role}" for role in quantized]
     gated = weights is not None
-    stages += ["golden", *(["reference", "parity"] if gated else []), "verify"]
     return {
         "name": recipe.name,
         "recipe": str(file.path),
@@ -61,8 +48,25 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
             for b in recipe.branches
         ],
         "targets": {name: _target(getattr(recipe.targets, name)) for name in recipe.targets.names},
-        "stages": stages,
+        "stages": _stages(recipe, gated),
     }
+
+
+def _stages(recipe: Recipe, gated: bool) -> list[str]:
+    """Their names, in order, as a build says them."""
+    roles = [*(["router"] if recipe.router else []), *(b.name for b in recipe.branches)]
+    stages = ["data", "checkpoint", "routing", *(["equalise"] if recipe.equalise else [])]
+    for target in recipe.targets.names:
+        spec = getattr(recipe.targets, target)
+        quantized = [
+            r for r in roles if "int8" in spec.precisions and not (r == "router" and _router_stays_float(target, spec))
+        ]
+        stages += [f"{target}: export {role}" for role in roles]
+        stages += [f"{target}: calibrator"] if quantized and spec.quantize.calibrator == "auto" else []
+        stages += [f"{target}: sensitivity"] if quantized and spec.quantize.sensitivity is not None else []
+        stages += [f"{target}: search"] if quantized and spec.quantize.auto is not None else []
+        stages += [f"{target}: quantize {role}" for role in quantized]
+    return [*stages, "golden", *(["reference", "parity"] if gated else []), "verify"]
 
 
 def _router_stays_float(target: str, spec: OnnxTarget | LitertTarget) -> bool:
