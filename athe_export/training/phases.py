@@ -111,7 +111,8 @@ def router_features_loss(model: AtheModel, spec: TrainSpec) -> Loss:
     directions = F.normalize(drawn, dim=1).to(router.classifier.weight.device)
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
-        found = F.normalize(router.features(image).mean((2, 3)).float(), dim=1)
+        seen = image.contiguous(memory_format=torch.channels_last)
+        found = F.normalize(router.features(seen).mean((2, 3)).float(), dim=1)
         return F.cross_entropy(_SHARPNESS * found @ directions.T, label, label_smoothing=spec.label_smoothing)
 
     return loss
@@ -123,6 +124,7 @@ def router_loss(model: AtheModel) -> Loss:
     assert router is not None
 
     def loss(image: Tensor, target: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(router.logit(image).float(), target)
+        seen = image.contiguous(memory_format=torch.channels_last)
+        return F.binary_cross_entropy_with_logits(router.logit(seen).float(), target)
 
     return loss
