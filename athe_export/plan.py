@@ -8,10 +8,12 @@ from typing import Any
 
 from athe_export.data.calibration import read_calibration_set
 from athe_export.errors import CheckpointError
-from athe_export.recipe import LitertTarget, OnnxTarget, RecipeFile
+from athe_export.recipe import LitertTarget, OnnxTarget, Recipe, RecipeFile
 
 
-def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoint: Path | None) -> dict[str, Any]:
+def plan_build(
+    file: RecipeFile, output: Path, data_root: Path | None, checkpoint: Path | None, controls: bool = False
+) -> dict[str, Any]:
     """The plan as JSON.
 
     Raises:
@@ -40,10 +42,12 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
         stages += [f"{target}: quantize {role}" for role in quantized]
     gated = weights is not None
     stages += ["golden", *(["reference", "parity"] if gated else []), "verify"]
+    stages += _control_stages(recipe, gated) if controls else []
     return {
         "name": recipe.name,
         "recipe": str(file.path),
         "output": str(output),
+        "controls": str(output.with_name(f"{output.name}.controls")) if controls else None,
         "replaces_a_bundle": (output / "manifest.json").exists(),
         "checkpoint": str(weights) if weights else f"random weights of seed {recipe.checkpoint.random_seed}",
         "gated": gated,
@@ -63,6 +67,17 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
         "targets": {name: _target(getattr(recipe.targets, name)) for name in recipe.targets.names},
         "stages": stages,
     }
+
+
+def _control_stages(recipe: Recipe, gated: bool) -> list[str]:
+    """What `--controls` adds: the dense backbone, and the int8 branches that a bundle of fp32 alone lacks."""
+    branches, stages = [b.name for b in recipe.branches], []
+    for target in recipe.targets.names:
+        precisions = getattr(recipe.targets, target).precisions
+        stages += [f"controls: {target}: quantize {name}" for name in branches if "int8" not in precisions]
+        if "dense" not in branches:
+            stages += [f"controls: {target}: export dense", f"controls: {target}: quantize dense"]
+    return [*stages, "controls: golden", *(["controls: accuracy of the dense backbone"] if gated else []), "controls: verify"]
 
 
 def _router_stays_float(target: str, spec: OnnxTarget | LitertTarget) -> bool:
