@@ -21,15 +21,12 @@ from athe_export.data.source import Progress
 from athe_export.held_out import ROUTER, HeldOut, Outputs, Trial, draw_held_out, outputs_on
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec
-from athe_export.runtime.litert_session import LitertSession
-from athe_export.runtime.onnx_session import OnnxSession
-from athe_export.runtime.predictor import Session
+from athe_export.runtime.predictor import ENGINES
 from athe_export.system import CalibrationImages, Prepared
 
 AUTO = "auto"
 DYNAMIC = "dynamic_wi8_afp32"
 Spec = TypeVar("Spec", OnnxQuantizeSpec, LitertQuantizeSpec)
-_SESSIONS: dict[str, Callable[[bytes], Session]] = {"onnx": OnnxSession, "litert": LitertSession}
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,7 @@ class CalibrationStudy:
         return held.compare(job.role, self._exact[key], self._outputs(job, held, graph, said))
 
     def _outputs(self, job: Job, held: HeldOut, graph: TargetGraph, said: str) -> Outputs:
-        session = _SESSIONS[job.target](graph.content)
+        session = ENGINES[job.target](graph.content)
         return outputs_on(session, held, job.role, job.image_size, said, self._progress)
 
     def _held_out(self, key: str) -> HeldOut:

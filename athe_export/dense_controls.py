@@ -24,8 +24,9 @@ from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.bundle.writer import StagedBundle, staged_bundle
 from athe_export.calibrators import AUTO
 from athe_export.data.calibration import BranchShare
+from athe_export.data.source import Progress
 from athe_export.errors import ExportError, RecipeError
-from athe_export.graphs import Stages, export_graph, is_quantized, quantize_job
+from athe_export.graphs import export_graph, is_quantized, quantize_job
 from athe_export.layer_precision import with_kept
 from athe_export.parity.run import answers_of_branch
 from athe_export.recipe import BranchSpec, LitertTarget, OnnxTarget, Recipe
@@ -33,6 +34,7 @@ from athe_export.reference import TorchReference
 from athe_export.report.html import report_html
 from athe_export.runtime.golden import check_golden
 from athe_export.runtime.routing import RouterPolicy
+from athe_export.stages import StageTimer
 from athe_export.system import Prepared
 from athe_export.targets.litert.graph import LitertGraph
 from athe_export.targets.onnx.graph import OnnxGraph
@@ -64,7 +66,7 @@ def require_room_for_dense(recipe: Recipe) -> None:
 
 
 def fill_controls(
-    controls: StagedBundle, prepared: Prepared, bundle: Bundle, exported: ExportedGraphs, timer: Stages, progress: Any
+    controls: StagedBundle, prepared: Prepared, bundle: Bundle, exported: ExportedGraphs, timer: StageTimer
 ) -> None:
     """Writes the controls of a bundle that is staged and has passed its gate.
 
@@ -85,7 +87,7 @@ def fill_controls(
         manifest = controls.finish(add_golden(controls, whole, manifest))
     if prepared.system.trained:
         with timer.stage("controls: accuracy of the dense backbone"):
-            measured = _accuracy(open_bundle(controls.folder), prepared, progress)
+            measured = _accuracy(open_bundle(controls.folder), prepared, timer.watch.progress)
             manifest = dataclasses.replace(manifest, controls={"accuracy": measured})
     controls.add("report.html", "report", report_html(manifest, prepared.dataset.class_names).encode())
     controls.finish(manifest)
@@ -114,7 +116,7 @@ def _with_dense(prepared: Prepared) -> Prepared:
 
 
 def _graphs(
-    controls: StagedBundle, whole: Prepared, target: str, manifest: Manifest, exported: ExportedGraphs, timer: Stages
+    controls: StagedBundle, whole: Prepared, target: str, manifest: Manifest, exported: ExportedGraphs, timer: StageTimer
 ) -> Iterator[GraphEntry]:
     """What the bundle does not hold: the dense backbone, and each branch in the other precision."""
     spec = getattr(whole.file.recipe.targets, target)
@@ -171,7 +173,7 @@ def _draft(whole: Prepared, manifest: Manifest, graphs: tuple[GraphEntry, ...]) 
     return dataclasses.replace(draft, router=router, verdict=CONTROL, controls={"accuracy": []}, bench=None)
 
 
-def _accuracy(controls: Bundle, prepared: Prepared, progress: Any) -> list[dict[str, Any]]:
+def _accuracy(controls: Bundle, prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:
     """Top-1 of the dense backbone on the gate's images, of every target and precision."""
     gate, dataset = prepared.file.recipe.data.gate, prepared.dataset
     size = dataset.size(gate.split)

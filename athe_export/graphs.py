@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from athe_export.assembly import TargetGraph
 from athe_export.branches import BranchGraphSource
@@ -18,6 +18,7 @@ from athe_export.preprocessing import Tensor
 from athe_export.recipe import LitertTarget, OnnxTarget
 from athe_export.runtime.litert_session import LitertSession
 from athe_export.runtime.onnx_session import OnnxSession
+from athe_export.stages import StageTimer
 from athe_export.system import Prepared
 from athe_export.targets.equality import require_equal
 from athe_export.targets.keep_float import kept_float
@@ -31,19 +32,13 @@ CHECK_IMAGES = 4  # calibration images on which every fp32 graph is held against
 _QUANTIZE: dict[str, Callable[..., TargetGraph]] = {"onnx": onnx_quantize, "litert": litert_quantize}
 
 
-class Stages(Protocol):
-    """Where it is said, and timed, what is being done."""
-
-    def stage(self, name: str) -> AbstractContextManager[None]: ...
-
-
 def target_graphs(
     prepared: Prepared,
     target: str,
     exported: ExportedGraphs,
     study: CalibrationStudy,
     layers: PrecisionStudy,
-    timer: Stages,
+    timer: StageTimer,
 ) -> Iterator[TargetGraph]:
     """The graphs of a target that the bundle holds: every role, every precision that the recipe asks for.
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from athe_export.data.source import Dataset, Progress, require_split
 from athe_export.errors import RecipeError
-from athe_export.precision.subject import distance
+from athe_export.precision.subject import Clock, distance, outputs
 from athe_export.preprocessing import Pixels, Preprocessing, Tensor
 from athe_export.recipe import Recipe
 from athe_export.runtime.predictor import Session
@@ -136,8 +136,4 @@ def draw_held_out(prepared: Prepared, key: str, count: int = HELD_OUT_IMAGES) ->
 
 def outputs_on(session: Session, held: HeldOut, role: str, size: int, said: str, progress: Progress) -> Outputs:
     """A graph's outputs on its held-out images, float32 [n, classes], of a router [n, 1]."""
-    found, total = [], len(held.positions(role))
-    for image in held.tensors(role, size):
-        found.append(session.run(image).reshape(1, -1))
-        progress(said, len(found), total)
-    return np.concatenate(found).astype(np.float32)
+    return outputs(session, held.tensors(role, size), len(held.positions(role)), Clock(), progress, said)

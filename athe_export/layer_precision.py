@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from athe_export.assembly import TargetGraph
 from athe_export.bundle.manifest import Manifest
@@ -25,9 +24,8 @@ from athe_export.precision.subject import Clock, Subject
 from athe_export.precision.trial import Bench, Limits
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import AutoPrecisionSpec, LitertQuantizeSpec, OnnxQuantizeSpec, Recipe, SensitivitySpec
-from athe_export.runtime.litert_session import LitertSession
-from athe_export.runtime.onnx_session import OnnxSession
-from athe_export.runtime.predictor import Session
+from athe_export.runtime.predictor import ENGINES, Session
+from athe_export.stages import StageTimer
 from athe_export.system import HOLDOUT, Prepared
 from athe_export.targets.keep_float import kept_float
 from athe_export.targets.litert.graph import LitertGraph
@@ -40,12 +38,6 @@ AnySpec = OnnxQuantizeSpec | LitertQuantizeSpec
 Spec = TypeVar("Spec", bound=AnySpec)
 
 
-class Stages(Protocol):
-    """Where it is said, and timed, what is being done."""
-
-    def stage(self, name: str) -> AbstractContextManager[None]: ...
-
-
 class PrecisionStudy:
     """What a build measures of single layers, target by target, and what it decides by it."""
 
@@ -54,7 +46,7 @@ class PrecisionStudy:
         self._records: dict[str, dict[str, Any]] = {}
         self._notes: list[str] = []
 
-    def settled(self, jobs: Sequence[Job], spec: Spec, timer: Stages) -> Spec:
+    def settled(self, jobs: Sequence[Job], spec: Spec, timer: StageTimer) -> Spec:
         """A target's quantization with the layers that are to stay float by name, where the recipe has them searched.
 
         Args:
@@ -142,11 +134,6 @@ def int8_layers(graph: TargetGraph, spec: AnySpec) -> tuple[str, ...]:
     return tuple(name for name in names if name not in kept)
 
 
-def opened(graph: TargetGraph) -> Session:
-    """A session of the graph in its target's engine."""
-    return OnnxSession(graph.content) if isinstance(graph, OnnxGraph) else LitertSession(graph.content)
-
-
 def subject_of(
     job: Job, spec: AnySpec, images: Callable[[], Iterable[Tensor]], labels: Any, calibration: int | None = None
 ) -> Subject:
@@ -160,10 +147,12 @@ def subject_of(
         calibration: how many of the branch's calibration images a graph is made with; None: all.
     """
 
-    def quantized(keep: tuple[str, ...]) -> Session:
-        return opened(job.quantize(with_kept(spec, keep), islice(job.images(), calibration)))
+    engine = ENGINES[job.target]
 
-    return Subject(job.role, int8_layers(job.graph, spec), opened(job.graph), quantized, images, labels)
+    def quantized(keep: tuple[str, ...]) -> Session:
+        return engine(job.quantize(with_kept(spec, keep), islice(job.images(), calibration)).content)
+
+    return Subject(job.role, int8_layers(job.graph, spec), engine(job.graph.content), quantized, images, labels)
 
 
 def _subjects(jobs: Sequence[Job], spec: AnySpec, held: HeldOut, calibration: int | None) -> tuple[Subject, ...]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,16 +32,9 @@ from athe_export.report.gallery import shown_ids, thumbnail
 from athe_export.report.html import report_html
 from athe_export.router_bounds import fit_routers
 from athe_export.runtime.golden import GoldenResult, check_golden
+from athe_export.stages import StageTimer, Watcher
 from athe_export.system import CalibrationImages, Prepared, equalise_system, fit_routing, load_system
 from athe_export.targets.keep_float import require_layers
-
-
-class Watcher(Protocol):
-    """Where a build tells what it is doing."""
-
-    def stage(self, name: str) -> None: ...
-
-    def progress(self, step: str, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,7 @@ def run_build(
             staged.keep()
             raise _missed(report, dataclasses.replace(result, output=staged.folder))
         if beside is not None:
-            fill_controls(beside, prepared, open_bundle(staged.folder), exported, timer, timer.watch.progress)
+            fill_controls(beside, prepared, open_bundle(staged.folder), exported, timer)
         staged.promote()
         if beside is not None:
             beside.promote()
@@ -217,18 +207,3 @@ def _missed(report: ParityReport, result: BuildResult) -> GateFailed | GateIncon
         "layers float (keep_float of the target's quantize section), change the calibrator, or use more gate images",
         report=result.to_json(),
     )
-
-
-class StageTimer:
-    """Says and times the stages of a build."""
-
-    def __init__(self, watch: Watcher) -> None:
-        self.watch = watch
-        self.seconds: list[tuple[str, float]] = []
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.watch.stage(name)
-        start = time.monotonic()
-        yield
-        self.seconds.append((name, time.monotonic() - start))

@@ -28,21 +28,7 @@ def plan_build(
             remedy="correct checkpoint.path in the recipe, pass --checkpoint, or train it: athe-export train RECIPE",
         )
     calibration = read_calibration_set(file.resolve(recipe.data.calibration))
-    roles = [*(["router"] if recipe.router else []), *(b.name for b in recipe.branches)]
-    stages = ["data", "checkpoint", "routing", *(["equalise"] if recipe.equalise else [])]
-    for target in recipe.targets.names:
-        spec = getattr(recipe.targets, target)
-        quantized = [
-            r for r in roles if "int8" in spec.precisions and not (r == "router" and _router_stays_float(target, spec))
-        ]
-        stages += [f"{target}: export {role}" for role in roles]
-        stages += [f"{target}: calibrator"] if quantized and spec.quantize.calibrator == "auto" else []
-        stages += [f"{target}: sensitivity"] if quantized and spec.quantize.sensitivity is not None else []
-        stages += [f"{target}: search"] if quantized and spec.quantize.auto is not None else []
-        stages += [f"{target}: quantize {role}" for role in quantized]
     gated = weights is not None
-    stages += ["golden", *(["reference", "parity"] if gated else []), "verify"]
-    stages += _control_stages(recipe, gated) if controls else []
     return {
         "name": recipe.name,
         "recipe": str(file.path),
@@ -65,8 +51,25 @@ def plan_build(
             for b in recipe.branches
         ],
         "targets": {name: _target(getattr(recipe.targets, name)) for name in recipe.targets.names},
-        "stages": stages,
+        "stages": _stages(recipe, gated) + (_control_stages(recipe, gated) if controls else []),
     }
+
+
+def _stages(recipe: Recipe, gated: bool) -> list[str]:
+    """Their names, in order, as a build says them."""
+    roles = [*(["router"] if recipe.router else []), *(b.name for b in recipe.branches)]
+    stages = ["data", "checkpoint", "routing", *(["equalise"] if recipe.equalise else [])]
+    for target in recipe.targets.names:
+        spec = getattr(recipe.targets, target)
+        quantized = [
+            r for r in roles if "int8" in spec.precisions and not (r == "router" and _router_stays_float(target, spec))
+        ]
+        stages += [f"{target}: export {role}" for role in roles]
+        stages += [f"{target}: calibrator"] if quantized and spec.quantize.calibrator == "auto" else []
+        stages += [f"{target}: sensitivity"] if quantized and spec.quantize.sensitivity is not None else []
+        stages += [f"{target}: search"] if quantized and spec.quantize.auto is not None else []
+        stages += [f"{target}: quantize {role}" for role in quantized]
+    return [*stages, "golden", *(["reference", "parity"] if gated else []), "verify"]
 
 
 def _control_stages(recipe: Recipe, gated: bool) -> list[str]:
@@ -77,7 +80,12 @@ def _control_stages(recipe: Recipe, gated: bool) -> list[str]:
         stages += [f"controls: {target}: quantize {name}" for name in branches if "int8" not in precisions]
         if "dense" not in branches:
             stages += [f"controls: {target}: export dense", f"controls: {target}: quantize dense"]
-    return [*stages, "controls: golden", *(["controls: accuracy of the dense backbone"] if gated else []), "controls: verify"]
+    return [
+        *stages,
+        "controls: golden",
+        *(["controls: accuracy of the dense backbone"] if gated else []),
+        "controls: verify",
+    ]
 
 
 def _router_stays_float(target: str, spec: OnnxTarget | LitertTarget) -> bool:

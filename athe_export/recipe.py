@@ -200,6 +200,9 @@ class ParitySpec:
     max_top1_drop_pp: float = key("largest top-1 drop of int8 against fp32, percentage points", default=0.7, min=0, max=100)
     min_agreement: float = key("least share of images with the same answer", default=0.97, min=0, max=1)
     min_router_agreement: float = key("least share of images routed alike", default=0.99, min=0, max=1)
+    min_sqnr_db: float | None = key(
+        "least ratio of a branch's logits to their int8 noise, decibels; null: no limit", default=12.0, min=0, max=100
+    )
     confidence: float = key("one-sided confidence of every bound", default=0.95, min=0.5, max=0.9999)
     stability_draws: int = key(
         "other draws of calibration images that int8 is measured with; 0: none", default=0, min=0, max=100

@@ -201,7 +201,7 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
         for i, phase in enumerate(getattr(t, kind) or ()):
             if not sound("train", kind, i):
                 continue
-            if phase.image_size is not None:
+            if kind == "router" and phase.image_size is not None:
                 yield ("train", kind, i, "image_size"), "has no use here: the router trains at router.image_size"
             if phase.patch_keep < 1:
                 yield ("train", kind, i, "patch_keep"), "has no use here: the router has no patches"

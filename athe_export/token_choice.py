@@ -14,15 +14,12 @@ from athe_export.parity.answers import TargetAnswers, TokenFindings
 from athe_export.parity.hops import Key
 from athe_export.preprocessing import Preprocessing, Tensor
 from athe_export.reference import TorchReference, TracedReference
-from athe_export.runtime.litert_session import LitertSession
-from athe_export.runtime.onnx_session import OnnxSession
-from athe_export.runtime.predictor import Session, preprocessing_of
+from athe_export.runtime.predictor import ENGINES, Session, preprocessing_of
 from athe_export.targets.litert.tokens import token_graphs as litert_token_graphs
 from athe_export.targets.onnx.tokens import token_graphs as onnx_token_graphs
 
 TOKEN_IMAGES = 500  # of each branch, on which overlap is measured; a changed image is looked at wherever it stands
 _CUT: dict[str, Callable[[bytes], tuple[bytes, ...]]] = {"onnx": onnx_token_graphs, "litert": litert_token_graphs}
-_OPEN: dict[str, Callable[[bytes], Session]] = {"onnx": OnnxSession, "litert": LitertSession}
 Indices = npt.NDArray[np.int64]
 
 
@@ -59,7 +56,7 @@ def measure_tokens(
         sampled = own[:TOKEN_IMAGES]
         changed = own[(found.branch[own] == index) & (found.answer[own] != answer[own])]
         positions = np.union1d(sampled, changed)
-        chooser = _Chooser(tuple(map(_OPEN[system[0]], graphs)), preprocessing_of(bundle.manifest))
+        chooser = _Chooser(tuple(map(ENGINES[system[0]], graphs)), preprocessing_of(bundle.manifest))
         chosen = [chooser.tokens(images, int(p)) for p in positions]
         remaining = dict(zip(positions.tolist(), map(_remaining, chosen), strict=True))
         shared = [len(np.intersect1d(remaining[p], _kept(images, p))) / len(remaining[p]) for p in sampled.tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from athe_export.schema import key
 
@@ -51,5 +52,8 @@ class TrainSpec:
     rank_epochs: int = key("heads are ranked before each of this many adaptive epochs, then frozen", default=1, min=1)
     watch_images: int | None = key("held-out images to watch the run on; null: all", default=None, min=1)
     router_images: int = key("training images that only the router is trained on; 0: none apart", default=0, min=0)
+    router_target: Literal["answer", "probability"] = key(
+        "what the router learns of a branch: whether it is right, or how sure it is of the right answer", default="answer"
+    )
     router_views: int = key("views of a router image that the branches are measured on", default=1, min=1, max=64)
     images: int | None = key("train on the first N images of the split; null: all", default=None, min=1)

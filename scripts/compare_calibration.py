@@ -12,38 +12,24 @@ images."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
+from recipe_arguments import recipe_parser
+
+from athe_export import console
 from athe_export.calibrators import agreement_of, calibrators_of, noise_of
 from athe_export.graphs import export_graph, is_quantized, quantize_job
 from athe_export.held_out import HELD_OUT_IMAGES, ROUTER, HeldOut, Trial, draw_held_out, outputs_on
-from athe_export.pipeline import StageTimer, prepare
+from athe_export.pipeline import prepare
 from athe_export.recipe import EqualiseSpec, load_recipe
-from athe_export.runtime.litert_session import LitertSession
-from athe_export.runtime.onnx_session import OnnxSession
+from athe_export.runtime.predictor import ENGINES
+from athe_export.stages import StageTimer
 from athe_export.system import Prepared, equalise_system
 
-SESSIONS = {"onnx": OnnxSession, "litert": LitertSession}
 
-
-class Watch:
-    """Says the stages on stderr."""
-
-    def stage(self, name: str) -> None:
-        print(name, file=sys.stderr)
-
-    def progress(self, step: str, done: int, total: int) -> None:
-        if done == total:
-            print(f"  {step}: {done}", file=sys.stderr)
-
-
-def compared(prepared: Prepared, target: str, held: HeldOut, watch: Watch) -> dict[str, dict[str, Trial]]:
+def compared(prepared: Prepared, target: str, held: HeldOut, watch: console.Watch) -> dict[str, dict[str, Trial]]:
     """By calibrator and role; `fp32` is the fp32 graphs against themselves."""
     spec = getattr(prepared.file.recipe.targets, target)
     found: dict[str, dict[str, Trial]] = {}
@@ -53,13 +39,13 @@ def compared(prepared: Prepared, target: str, held: HeldOut, watch: Watch) -> di
         graph = export_graph(prepared, source, spec)
         job, size = quantize_job(target, prepared, source, graph), source.image_size
         exact = outputs_on(
-            SESSIONS[target](graph.content), held, source.role, size, f"{target} {source.role} fp32", watch.progress
+            ENGINES[target](graph.content), held, source.role, size, f"{target} {source.role} fp32", watch.progress
         )
         found.setdefault("fp32", {})[source.role] = held.compare(source.role, exact, exact)
         for name in calibrators_of(type(spec.quantize)) if is_quantized(source, spec) else ():
             quantized = job.quantize(dataclasses.replace(spec.quantize, calibrator=name), job.images())
             said = f"{target} {source.role} {name}"
-            outputs = outputs_on(SESSIONS[target](quantized.content), held, source.role, size, said, watch.progress)
+            outputs = outputs_on(ENGINES[target](quantized.content), held, source.role, size, said, watch.progress)
             found.setdefault(name, {})[source.role] = held.compare(source.role, exact, outputs)
     return found
 
@@ -101,30 +87,28 @@ def shown(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("ATHE_DATA_ROOT"))
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--target", choices=tuple(SESSIONS), help="one of the recipe's; all of them without it")
+    parser = recipe_parser(__doc__)
+    parser.add_argument("--target", choices=tuple(ENGINES), help="one of the recipe's; all of them without it")
     parser.add_argument("--images", type=int, default=HELD_OUT_IMAGES)
     parser.add_argument("--alpha", type=float, action="append", default=[])
     parser.add_argument("--shift", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    watch, file = Watch(), load_recipe(args.recipe)
+    file = load_recipe(args.recipe)
     file = dataclasses.replace(file, recipe=dataclasses.replace(file.recipe, equalise=None))
-    plain = prepare(file, args.data_root and Path(args.data_root), args.checkpoint, StageTimer(watch))
-    held = draw_held_out(plain, "--images", args.images)
     rounds = [None, *(EqualiseSpec(a, s) for a in args.alpha for s in ((False, True) if args.shift else (False,)))]
     rows = []
-    for equalise in rounds:
-        prepared = plain
-        if equalise is not None:
-            system = equalise_system(plain.system, plain.routing, plain.images, equalise)
-            prepared = dataclasses.replace(plain, system=system)
-        for target in [args.target] if args.target else file.recipe.targets.names:
-            trials = compared(prepared, target, held, watch)
-            rows += [row(target, equalise, name, roles, trials["fp32"]) for name, roles in trials.items()]
+    with console.Watch() as watch:
+        plain = prepare(file, args.data_root, args.checkpoint, StageTimer(watch))
+        held = draw_held_out(plain, "--images", args.images)
+        for equalise in rounds:
+            prepared = plain
+            if equalise is not None:
+                system = equalise_system(plain.system, plain.routing, plain.images, equalise)
+                prepared = dataclasses.replace(plain, system=system)
+            for target in [args.target] if args.target else file.recipe.targets.names:
+                trials = compared(prepared, target, held, watch)
+                rows += [row(target, equalise, name, roles, trials["fp32"]) for name, roles in trials.items()]
     if args.json:
         print(json.dumps({"images": len(held.sources), "rows": rows}, indent=1))
     else:

@@ -21,7 +21,6 @@ import copy
 import itertools
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 from neural_compressor.torch.export import export
 from neural_compressor.torch.quantization import INT8StaticQuantConfig, TuningConfig, autotune, quantize
+from recipe_arguments import recipe_parser
 
 from athe_export import console
 from athe_export.branches import BranchGraphSource
@@ -40,12 +40,13 @@ from athe_export.data.source import no_progress
 from athe_export.graphs import calibration_tensors, export_graph, quantize_job
 from athe_export.held_out import HeldOut, draw_held_out
 from athe_export.layer_precision import subject_of
-from athe_export.pipeline import StageTimer, prepare
+from athe_export.pipeline import prepare
 from athe_export.precision.sensitivity import BranchSensitivity, measure
 from athe_export.precision.subject import Clock, Subject
 from athe_export.precision.trial import Bench, Limits
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import load_recipe
+from athe_export.stages import StageTimer
 from athe_export.system import Prepared
 from athe_export.targets.keep_float import kept_float
 
@@ -188,10 +189,7 @@ def shown(role: str, found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("ATHE_DATA_ROOT"))
-    parser.add_argument("--checkpoint", type=Path)
+    parser = recipe_parser(__doc__)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--tolerable-loss", type=float, default=0.01)
@@ -202,8 +200,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     records: dict[str, Any] = {}
     with console.Watch() as watch:
-        data_root = args.data_root and Path(args.data_root)
-        prepared = prepare(load_recipe(args.recipe), data_root, args.checkpoint, StageTimer(watch))
+        prepared = prepare(load_recipe(args.recipe), args.data_root, args.checkpoint, StageTimer(watch))
     held = draw_held_out(prepared, "--images", args.images)
     branches = [b.name for b in prepared.file.recipe.branches]
     for source in (s for s in prepared.system.sources if s.role in (args.branch or branches)):

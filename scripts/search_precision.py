@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from recipe_arguments import recipe_parser
 
 from athe_export import console
 from athe_export.calibrators import CalibrationStudy
 from athe_export.graphs import export_graph, is_quantized, quantize_job
 from athe_export.layer_precision import PrecisionStudy
-from athe_export.pipeline import StageTimer, prepare
+from athe_export.pipeline import prepare
 from athe_export.recipe import AutoPrecisionSpec, RecipeFile, SensitivitySpec, load_recipe
 from athe_export.report.precision_section import (
     SENSITIVITY_COLUMNS,
@@ -30,6 +31,7 @@ from athe_export.report.precision_section import (
     sensitivity_rows,
     trial_rows,
 )
+from athe_export.stages import StageTimer
 
 
 def asked(file: RecipeFile, target: str, args: argparse.Namespace) -> RecipeFile:
@@ -50,7 +52,7 @@ def asked(file: RecipeFile, target: str, args: argparse.Namespace) -> RecipeFile
 def measured(file: RecipeFile, target: str, args: argparse.Namespace, watch: console.Watch) -> dict[str, Any]:
     """The record of one target, shown as soon as it is there."""
     timer = StageTimer(watch)
-    prepared = prepare(file, args.data_root and Path(args.data_root), args.checkpoint, timer)
+    prepared = prepare(file, args.data_root, args.checkpoint, timer)
     spec = getattr(file.recipe.targets, target)
     jobs = []
     for source in (s for s in prepared.system.sources if is_quantized(s, spec)):
@@ -72,10 +74,7 @@ def shown(target: str, branches: tuple[str, ...], record: dict[str, Any]) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("ATHE_DATA_ROOT"))
-    parser.add_argument("--checkpoint", type=Path)
+    parser = recipe_parser(__doc__)
     parser.add_argument("--target", choices=("onnx", "litert"), help="one of the recipe's; all of them without it")
     parser.add_argument("--sensitivity", action="store_true")
     parser.add_argument("--drop", type=float, default=0.3, help="percentage points, held on the bound")

@@ -150,6 +150,24 @@ def tiny(tiny_inputs: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A generated image at another size and shape than the tiny recipe's, as a JPEG."""
+    from PIL import Image
+
+    from athe_export.data.shapes import Shapes
+
+    Image.fromarray(Shapes().image("test", 4)).resize((120, 90)).save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data root; generated images need nothing of it."""
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
 @pytest.fixture(scope="session")
 def built(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny recipe's bundle, really exported, quantized and gated; copy it before changing it."""

@@ -88,6 +88,8 @@ def _gate(m: Manifest) -> Iterator[str]:
         yield f"gate.limits must hold {', '.join(_LIMITS)}"
     elif not 0 < limits["confidence"] < 1:
         yield "gate.limits.confidence must lie between 0 and 1"
+    elif limits.get("min_sqnr_db") is not None and not _number(limits["min_sqnr_db"]):  # missing in older bundles
+        yield "gate.limits.min_sqnr_db must be a number or null"
     if not isinstance(m.gate.get("split"), str):
         yield "gate.split must be a name"
     for where, key, value in (

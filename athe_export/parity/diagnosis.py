@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from athe_export.parity.answers import TargetAnswers
+from athe_export.parity.limits import PASS, LimitResult
 from athe_export.parity.reference import Reference
 from athe_export.parity.statistics import proportion
 
@@ -49,6 +50,18 @@ def swapped_branches(
         if nearest != index:
             lines.append(f"branch {name} answers as the reference's {names[nearest]} does: they may have been swapped")
     return tuple(lines)
+
+
+def noise_said(target: str, limits: Iterable[LimitResult]) -> tuple[str, ...]:
+    """A line where branches are noisier than sound int8: every one of them, and the calibration is to blame; else they
+    themselves are."""
+    rows = [limit for limit in limits if limit.name.endswith(".min_sqnr_db")]
+    noisy = [limit.name.split(".")[-2] for limit in rows if limit.verdict != PASS]
+    if not noisy:
+        return ()
+    if len(noisy) == len(rows) > 1:
+        return (f"{target}: int8 ranges of all branches do not fit these images: was it calibrated on others?",)
+    return (f"{target}: int8 scales or ranges of {', '.join(noisy)} do not fit these images, unlike those of the rest",)
 
 
 def said_of_hop(hop: Mapping[str, Any]) -> str:

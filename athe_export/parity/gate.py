@@ -13,7 +13,7 @@ import numpy.typing as npt
 from athe_export.parity.answers import TargetAnswers, TokenFindings, counted
 from athe_export.parity.attribution import attribute
 from athe_export.parity.attribution import said as attribution_said
-from athe_export.parity.diagnosis import class_shift, said_of_hop, swapped_branches
+from athe_export.parity.diagnosis import class_shift, noise_said, said_of_hop, swapped_branches
 from athe_export.parity.hops import Images, weakest
 from athe_export.parity.limits import (
     FAIL,
@@ -22,6 +22,7 @@ from athe_export.parity.limits import (
     LimitResult,
     Rules,
     branch_limits,
+    noise_limit,
     router_limit,
     whole_limits,
     worst,
@@ -99,10 +100,11 @@ def judge(
     routed, every = reference.routed(policy), reference.answers()
     position = np.arange(len(routed))
     expected, images = every[routed, position], Images(reference.labels, routed, branches)
-    rules = Rules(limits, len(answers) * (2 + (1 + 2 * len(branches) if policy is not None else 0)))
+    rules = Rules(limits, len(answers) * (2 + len(branches) + (1 + 2 * len(branches) if policy is not None else 0)))
     results, rows, findings = {}, [], []
     for target, found in answers.items():
         own = _limits_of(target, images, every, expected, found, rules)
+        own += _noise_limits(target, images, reference.logits[routed, position], found, rules)
         results[target] = _measured(images, every, expected, found, limits.confidence) | {
             "max_logit_difference": _largest_difference(
                 reference.logits[routed, position], found.logits, found.branch == routed
@@ -111,7 +113,7 @@ def judge(
         }
         rows += own
         if worst(row.verdict for row in own) != PASS:
-            findings += _findings(target, reference, images, expected, found, hops, limits.confidence)
+            findings += _findings(target, reference, images, expected, found, hops, own, limits.confidence)
             findings.append(attribution_said(target, results[target]["attribution"]))
     rows += _class_order(expected, reference, limits.confidence)
     top1 = float((expected == reference.labels).mean())
@@ -142,6 +144,17 @@ def _limits_of(
     return rows
 
 
+def _noise_limits(
+    target: str, images: Images, expected: npt.NDArray[np.floating[Any]], found: TargetAnswers, rules: Rules
+) -> list[LimitResult]:
+    """Of each branch, on the images that the reference sends to it."""
+    rows = []
+    for index, name in enumerate(images.branches):
+        own = images.routed == index
+        rows += noise_limit(f"{target}.{name}", expected[own], found.on_reference_route[own], rules)
+    return rows
+
+
 def _findings(
     target: str,
     reference: Reference,
@@ -149,15 +162,17 @@ def _findings(
     expected: npt.NDArray[np.int64],
     found: TargetAnswers,
     hops: tuple[Hop, ...],
+    limits: list[LimitResult],
     confidence: float,
 ) -> list[str]:
-    """Where a target that misses a limit goes wrong, as far as that can be told."""
-    lines = []
+    """Where a target that misses one of its limits goes wrong, as far as that can be told."""
+    lines: list[str] = []
     if hop := weakest(hops, target.split("/")[0], found.precision):
         lines.append(said_of_hop(hop))
+    order = [f"{target}: {line}" for line in swapped_branches(reference, images.routed, found, images.branches)]
     if shift := class_shift(expected, found.answer, reference.logits.shape[-1], confidence):
-        lines.append(f"{target} answers are off by {shift} classes: its outputs stand in another order than the labels")
-    lines += [f"{target}: {line}" for line in swapped_branches(reference, images.routed, found, images.branches)]
+        order.append(f"{target} answers are off by {shift} classes: its outputs stand in another order than the labels")
+    lines += order or noise_said(target, limits)  # what stands in another's place is far from it, too
     if flips := int((found.branch != images.routed).sum()):
         took, meant = (np.bincount(x, minlength=len(images.branches)) / len(expected) for x in (found.branch, images.routed))
         shares = ", ".join(

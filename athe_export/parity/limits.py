@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from athe_export.parity.statistics import Interval, images_needed, paired_difference, proportion
+import numpy as np
+import numpy.typing as npt
 
+from athe_export.parity.statistics import Interval, images_needed, paired_difference, proportion, ratio_of_sums
+
+MOST_DB = 150.0  # said of logits that do not differ, of which the ratio is endless
 PASS, FAIL, INCONCLUSIVE, NOT_GATED = "pass", "fail", "inconclusive", "not_gated"
 
 
 @dataclass(frozen=True)
 class GateLimits:
-    """The recipe's `parity` section."""
+    """The recipe's `parity` section; `min_sqnr_db` None: a bundle from before there was such a limit."""
 
     max_top1_drop_pp: float
     min_agreement: float
     min_router_agreement: float
     confidence: float
+    min_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,35 @@ def branch_limits(name: str, counts: Counts, rules: Rules) -> list[LimitResult]:
         LimitResult(f"{name}.max_top1_drop_pp", most, drop, lost, drop, upper, counts.images, counts.measured_drop_pp),
         LimitResult(f"{name}.min_agreement", least, same, differs, lower, same, counts.images, counts.measured_agreement),
     ]
+
+
+def decibels(noise_over_signal: float) -> float:
+    """The ratio of signal to noise, from its inverse."""
+    return MOST_DB if noise_over_signal <= 10 ** (-MOST_DB / 10) else -10 * math.log10(noise_over_signal)
+
+
+def noise_limit(
+    name: str, expected: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]], rules: Rules
+) -> list[LimitResult]:
+    """A branch's logits must not surely be further from the reference's than sound int8 leaves them.
+
+    Answers alone hide it where images are easy: ranges that do not fit cost them confidence first. `value` is the bound on
+    the good side, as of `branch_limits`. Nothing is said of no image, nor where there is no such limit.
+
+    Args:
+        expected: the reference's logits of the branch, float [n, classes]; not all 0.
+        found: a target's on the same images.
+    """
+    least = rules.limits.min_sqnr_db
+    if least is None or not len(expected):
+        return []
+    signal = expected.astype(np.float64)
+    noise = ((found.astype(np.float64) - signal) ** 2).sum(1)
+    power = (signal**2).sum(1)
+    best = decibels(ratio_of_sums(noise, power, rules.fail_confidence).lower)
+    worst_case = decibels(ratio_of_sums(noise, power, rules.limits.confidence).upper)
+    measured, verdict = decibels(float(noise.sum() / power.sum())), FAIL if best < least else PASS
+    return [LimitResult(f"{name}.min_sqnr_db", least, best, verdict, worst_case, best, len(expected), measured)]
 
 
 def _at_most(name: str, limit: float, counts: Counts, rules: Rules) -> LimitResult:

@@ -70,9 +70,8 @@ def report_on(
     """
     policy = reference_policy(manifest)
     names = tuple(b.name for b in manifest.branches)
-    limits = GateLimits(
-        **{f.name: manifest.gate["limits"][f.name] for f in dataclasses.fields(GateLimits)}  # newer ones pass by
-    )
+    known, given = {f.name for f in dataclasses.fields(GateLimits)}, manifest.gate["limits"]
+    limits = GateLimits(**{name: given[name] for name in known if name in given})  # newer ones pass by
     routed, tokens = reference.routed(policy), tokens or {}
     if torch is None:
         rounded = reference.logits[routed, np.arange(len(routed))].astype(np.float32)

@@ -1,4 +1,4 @@
-"""The few statistics the gate stands on: two intervals, one exact test, and how many images a decision takes."""
+"""The few statistics the gate stands on: three intervals, one exact test, and how many images a decision takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
 
 MOST_IMAGES = 10**9  # an estimate that so many images would not decide lies on its limit
 
@@ -44,6 +47,18 @@ def proportion(hits: float, images: float, confidence: float) -> Interval:
     middle = (share + z * z / (2 * images)) / (1 + z * z / images)
     margin = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
     return Interval(max(0.0, middle - margin), min(1.0, middle + margin))
+
+
+def ratio_of_sums(parts: npt.NDArray[np.float64], wholes: npt.NDArray[np.float64], confidence: float) -> Interval:
+    """Bounds of the ratio of two sums over images, float64 [n] each: the usual large-sample ones (W. G. Cochran, Sampling
+    Techniques, 3rd edition, 1977, section 6.4).
+
+    `wholes` must not sum to 0.
+    """
+    ratio = float(parts.sum() / wholes.sum())
+    error = math.sqrt(float(((parts - ratio * wholes) ** 2).sum())) / float(wholes.sum())
+    margin = NormalDist().inv_cdf(confidence) * error
+    return Interval(max(0.0, ratio - margin), ratio + margin)
 
 
 def mcnemar(lost: int, won: int) -> float:

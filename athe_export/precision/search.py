@@ -57,7 +57,7 @@ class Found:
         best = next((t for t in self.trials if t.keep_float == self.keep_float), None)
         if best is None:
             return f"automatic precision made no trial{how}: keep_float: {listed}"
-        drop = f"drop at most {100 * best.drop.upper:.2f} pp on {best.images} held-out images"
+        drop = f"drop at most {best.drop_pp.upper:.2f} pp on {best.counts.images} held-out images"
         short = ""
         if best.verdict == INCONCLUSIVE:
             needed = f"about {best.images_needed}" if best.images_needed else "more than there can be"
@@ -127,6 +127,6 @@ def _best(bench: Bench) -> Trial:
     limits = bench.limits
     held = [trial for trial in bench.trials if trial.holds(limits)]
     if held:
-        return min(held, key=lambda t: (len(t.keep_float), t.drop.upper))
+        return min(held, key=lambda t: (len(t.keep_float), t.drop_pp.upper))
     allowed = [t for t in bench.trials if t.slowdown is not None and t.slowdown <= limits.max_slowdown]
-    return min(allowed or bench.trials, key=lambda t: (t.error is not None, t.drop.upper, len(t.keep_float)))
+    return min(allowed or bench.trials, key=lambda t: (t.error is not None, t.drop_pp.upper, len(t.keep_float)))

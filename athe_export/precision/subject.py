@@ -71,12 +71,23 @@ class Subject:
         Raises:
             TimeUp: before the next image, where the clock says so.
         """
-        rows = []
-        for image in self.images():
-            clock.check()
-            rows.append(session.run(image).reshape(-1))
-            progress(step, len(rows), len(self.labels))
-        return np.stack(rows)
+        return outputs(session, self.images(), len(self.labels), clock, progress, step)
+
+
+def outputs(
+    session: Session, images: Iterable[Tensor], count: int, clock: Clock, progress: Progress, step: str
+) -> npt.NDArray[np.float32]:
+    """A graph's outputs on `count` images one after the other, float32 [n, classes], of a router [n, 1].
+
+    Raises:
+        TimeUp: before the next image, where the clock says so.
+    """
+    rows: list[npt.NDArray[np.float32]] = []
+    for image in images:
+        clock.check()
+        rows.append(session.run(image).reshape(-1))
+        progress(step, len(rows), count)
+    return np.stack(rows)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from athe_export.data.source import Progress
 from athe_export.errors import ExportError
-from athe_export.parity.limits import FAIL, INCONCLUSIVE, PASS
-from athe_export.parity.statistics import Interval, images_needed, paired_difference
+from athe_export.parity.answers import counted
+from athe_export.parity.limits import FAIL, INCONCLUSIVE, PASS, Counts
+from athe_export.parity.statistics import Interval, images_needed
 from athe_export.precision.latency import Pair, slowdown
 from athe_export.precision.subject import Clock, Subject
 from athe_export.runtime.predictor import Session
@@ -41,17 +42,14 @@ class Limits:
 class Trial:
     """What came of keeping some layers float.
 
-    `lost` and `won` are held-out images that fp32 has right and int8 wrong, and the other way round. `drop` holds one-sided
-    bounds of the loss as a share, `verdict` is that of the drop alone, `images_needed` is how many images would decide it if
-    the shares stay (None: decided). With an `error` there is no such graph, and nothing was measured.
+    `counts` are of fp32's answers on the held-out images against int8's. `drop_pp` holds one-sided bounds of what is lost of
+    top-1, `verdict` is that of the drop alone, `images_needed` is how many images would decide it if the shares stay (None:
+    decided). With an `error` there is no such graph, and nothing was measured.
     """
 
     keep_float: tuple[str, ...]
-    images: int
-    lost: int
-    won: int
-    agreement: float
-    drop: Interval
+    counts: Counts
+    drop_pp: Interval
     verdict: str
     images_needed: int | None
     slowdown: float | None
@@ -63,18 +61,18 @@ class Trial:
         return self.verdict == PASS and self.slowdown is not None and self.slowdown <= limits.max_slowdown
 
     def to_json(self) -> dict[str, Any]:
-        measured = self.error is None
+        measured, counts = self.error is None, self.counts
         return {
             "keep_float": list(self.keep_float),
             "verdict": self.verdict if measured else None,
-            "drop_pp": 100 * (self.lost - self.won) / self.images if measured else None,
-            "drop_lower_pp": 100 * self.drop.lower if measured else None,
-            "drop_upper_pp": 100 * self.drop.upper if measured else None,
-            "images": self.images,
+            "drop_pp": counts.measured_drop_pp if measured else None,
+            "drop_lower_pp": self.drop_pp.lower if measured else None,
+            "drop_upper_pp": self.drop_pp.upper if measured else None,
+            "images": counts.images,
             "images_needed": self.images_needed,
-            "lost": self.lost,
-            "won": self.won,
-            "agreement": self.agreement if measured else None,
+            "lost": counts.lost,
+            "won": counts.won,
+            "agreement": counts.measured_agreement if measured else None,
             "slowdown": self.slowdown,
             "seconds": round(self.seconds, 2),
             "error": self.error,
@@ -89,7 +87,8 @@ class Bench:
         self._trials: dict[frozenset[str], Trial] = {}
         self._answers: dict[tuple[str, tuple[str, ...]], Answers] = {}
         self._base: dict[str, Session] = {}  # every layer int8, for the slowdown
-        self.images = sum(len(s.labels) for s in self.subjects)
+        self._labels = np.concatenate([s.labels for s in self.subjects])
+        self.images = len(self._labels)
         self.shares = {s.role: len(s.labels) / self.images for s in self.subjects}
 
     @property
@@ -116,27 +115,25 @@ class Bench:
     def _measured(self, keep: tuple[str, ...], clock: Clock) -> Trial:
         start, number = time.monotonic(), len(self._trials) + 1
         step = f"trial {number}, {len(keep)} layers kept float"
-        lost = won = same = 0
+        fp32, int8 = [], []
         sessions: dict[str, Session] = {}
         try:
             for subject in self.subjects:
                 clock.check()
                 sessions[subject.role] = session = self._session(subject, keep)
-                before = self._answered(subject, subject.fp32, subject.layers, clock, f"{step}: {subject.role} fp32")
-                after = self._answered(subject, session, subject.kept(keep), clock, f"{step}: {subject.role}")
-                right, still = before == subject.labels, after == subject.labels
-                lost, won = lost + int((right & ~still).sum()), won + int((~right & still).sum())
-                same += int((before == after).sum())
+                fp32.append(self._answered(subject, subject.fp32, subject.layers, clock, f"{step}: {subject.role} fp32"))
+                int8.append(self._answered(subject, session, subject.kept(keep), clock, f"{step}: {subject.role}"))
         except ExportError as err:
             seconds = time.monotonic() - start
-            return Trial(keep, self.images, 0, 0, 0.0, Interval(-1.0, 1.0), FAIL, None, None, seconds, str(err))
-        drop = paired_difference(lost, won, self.images, self.limits.confidence)
-        verdict = _verdict(drop, self.limits)
-        return Trial(
-            keep, self.images, lost, won, same / self.images, drop, verdict,
-            self._needed(lost, won) if verdict == INCONCLUSIVE else None,
-            self._slowdown(sessions), time.monotonic() - start,
-        )  # fmt: skip
+            nothing = Counts(self.images, 0, 0, 0)
+            return Trial(keep, nothing, Interval(-100.0, 100.0), FAIL, None, None, seconds, str(err))
+        counts = counted(np.concatenate(fp32), np.concatenate(int8), self._labels)
+        verdict = self._verdict(counts)
+        needed = None
+        if verdict == INCONCLUSIVE:
+            needed = images_needed(self.images, lambda factor: self._verdict(counts, factor) != INCONCLUSIVE)
+        drop, slower = counts.drop_pp(self.limits.confidence), self._slowdown(sessions)
+        return Trial(keep, counts, drop, verdict, needed, slower, time.monotonic() - start)
 
     def _session(self, subject: Subject, keep: tuple[str, ...]) -> Session:
         if not subject.kept(keep):
@@ -152,14 +149,10 @@ class Bench:
             self._answers[key] = subject.logits(session, clock, self._progress, step).argmax(-1)
         return self._answers[key]
 
-    def _needed(self, lost: int, won: int) -> int | None:
-        """How many images would decide the drop if the shares of images lost and won stay."""
-
-        def decided(factor: float) -> bool:
-            drop = paired_difference(factor * lost, factor * won, factor * self.images, self.limits.confidence)
-            return _verdict(drop, self.limits) != INCONCLUSIVE
-
-        return images_needed(self.images, decided)
+    def _verdict(self, counts: Counts, factor: float = 1) -> str:
+        """On the drop, as if there were `factor` times the images."""
+        drop, most = counts.drop_pp(self.limits.confidence, factor), self.limits.max_top1_drop_pp
+        return PASS if drop.upper <= most else FAIL if drop.lower > most else INCONCLUSIVE
 
     def _slowdown(self, sessions: dict[str, Session]) -> float | None:
         """None where there is no graph with every layer int8 to hold it against."""
@@ -170,9 +163,3 @@ class Bench:
             image = next(iter(subject.images()))
             pairs.append(Pair(sessions[subject.role], self._base[subject.role], image, self.shares[subject.role]))
         return slowdown(pairs)
-
-
-def _verdict(drop: Interval, limits: Limits) -> str:
-    if 100 * drop.upper <= limits.max_top1_drop_pp:
-        return PASS
-    return FAIL if 100 * drop.lower > limits.max_top1_drop_pp else INCONCLUSIVE

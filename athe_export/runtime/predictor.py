@@ -21,7 +21,6 @@ from athe_export.runtime.routing import RouterPolicy
 
 Logits = npt.NDArray[np.float32]
 Mark = Callable[[str], None]  # told that a part of an image's way is over: resize, router, branch
-TARGETS = ("litert", "onnx")  # in the order that `auto` takes them: the fastest first
 
 
 class Session(Protocol):
@@ -31,6 +30,11 @@ class Session(Protocol):
     output_shape: tuple[int, ...]
 
     def run(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+
+
+# From a graph's content, and the number of threads if not 1, to its session; in `auto`'s order: the fastest first.
+ENGINES: Mapping[str, Callable[..., Session]] = {"litert": LitertSession, "onnx": OnnxSession}
+TARGETS = tuple(ENGINES)
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,8 @@ def open_session(bundle: Bundle, entry: GraphEntry, threads: int = 1) -> Session
         UsageError: less than one thread.
     """
     content, where = bundle.read(entry.file), str(bundle.path / entry.file)
-    session: Session
     try:
-        session = LitertSession(content, threads) if entry.target == "litert" else OnnxSession(content, threads)
+        session = ENGINES[entry.target](content, threads)
     except BundleIntegrityError as err:
         raise BundleIntegrityError(err.what, where=where, remedy=err.remedy) from err
     if (session.input_shape, session.output_shape) != (entry.inputs[0].shape, entry.outputs[0].shape):

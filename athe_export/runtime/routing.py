@@ -123,6 +123,20 @@ def _bound_after(ranked: Scores, count: int) -> float:
     return float(middle if middle < high else easier[-1])  # between neighbouring floats there is none
 
 
+def gain_target(sure: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What the router learns from probabilities: how much surer the hardest branch is than the easiest, float32 [n].
+
+    1 where only the hardest is sure, 0 where only the easiest is, 0.5 where it makes no difference.
+
+    Images in order of its expectation are images in order of what a harder branch is worth for them, which is the order
+    that a bound cuts best; and a probability says more of an image than whether an answer happened to be right.
+
+    Args:
+        sure: each branch's probability of the image's label, easiest first, float32 [n, branches].
+    """
+    return (0.5 + 0.5 * (sure[:, -1] - sure[:, 0])).astype(np.float32)
+
+
 def difficulty_target(correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """What the router learns: 0 where the easiest branch is enough, 1 where only the hardest will do, float32 [n].
 

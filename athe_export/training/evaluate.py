@@ -33,6 +33,21 @@ def branch_correct(
 
 
 @torch.no_grad()
+def label_probabilities(
+    model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device
+) -> npt.NDArray[np.float32]:
+    """Each branch's probability of the image's label, float32 [n, branches]."""
+    model.eval()
+    rows = []
+    for pixels, label in images.batches(BATCH):
+        image = to_input(pixels.to(device), model.recipe.model.image_size, preprocessing)
+        sure = torch.stack([model.logits(image, b).float().softmax(-1) for b in model.recipe.branches], 1)
+        rows.append(sure[torch.arange(len(label), device=device), :, label.to(device)])
+    found: npt.NDArray[np.float32] = torch.cat(rows).cpu().numpy()
+    return found
+
+
+@torch.no_grad()
 def router_scores(
     model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device
 ) -> npt.NDArray[np.float32]:

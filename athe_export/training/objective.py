@@ -84,4 +84,5 @@ def router_objective(phase: Phase, model: AtheModel, images: ImageSet) -> Object
     assert spec is not None and model.router is not None and model.recipe.router is not None
     parameters = list(model.router.parameters())
     loss = router_loss(model) if phase.kind == "router" else router_features_loss(model, spec)
-    return Objective(phase, spec, images, loss, parameters, model.recipe.router.image_size, 1)
+    size = phase.spec.image_size or model.recipe.router.image_size
+    return Objective(phase, spec, images, loss, parameters, size, 1)

@@ -9,9 +9,9 @@ from athe_export.errors import RecipeError
 from athe_export.model.athe import AtheModel
 from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import TrainSpec
-from athe_export.runtime.routing import difficulty_target
+from athe_export.runtime.routing import difficulty_target, gain_target
 from athe_export.training.augment import crop_and_flip
-from athe_export.training.evaluate import BATCH, branch_correct
+from athe_export.training.evaluate import BATCH, branch_correct, label_probabilities
 from athe_export.training.images import ImageSet
 from athe_export.training.plan import generator_of
 
@@ -47,5 +47,23 @@ def views_of(images: ImageSet, spec: TrainSpec) -> ImageSet:
 
 
 def router_targets(model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """`difficulty_target` of each image under the model's branches as they are now, float32 [n] on `device`."""
-    return torch.from_numpy(difficulty_target(branch_correct(model, images, preprocessing, device))).to(device)
+    """`difficulty_target` or `gain_target` of each image under the model's branches as they are now, float32 [n] on
+    `device`."""
+    spec = model.recipe.train
+    assert spec is not None
+    if spec.router_target == "probability":
+        targets = gain_target(label_probabilities(model, images, preprocessing, device))
+    else:
+        targets = difficulty_target(branch_correct(model, images, preprocessing, device))
+    return torch.from_numpy(targets).to(device)
+
+
+def targets_said(targets: Tensor, spec: TrainSpec) -> str:
+    """One line for a person: what the measured targets, float32 [n], come to."""
+    if spec.router_target == "probability":
+        gain = 100 * float((2 * targets - 1).mean())
+        return (
+            f"on {len(targets)} views of images for the router the hardest branch is {gain:.1f} pp surer of the right answer"
+        )
+    hard = 100 * float((targets > 0).float().mean())
+    return f"{hard:.1f}% of {len(targets)} views of images for the router need more than the easiest branch"

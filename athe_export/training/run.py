@@ -26,7 +26,7 @@ from athe_export.training.log import Meter, Report, TrainingLog
 from athe_export.training.losses import EpochLosses
 from athe_export.training.objective import Corpus, Objective, branch_objective, router_objective
 from athe_export.training.plan import Phase, generator_of, learning_rate, plan
-from athe_export.training.router_images import router_targets, views_of
+from athe_export.training.router_images import router_targets, targets_said, views_of
 from athe_export.training.state import RunState, read_state, settings_digest, write_state
 
 SAVE_SECONDS = 40.0  # between two states, within an epoch
@@ -221,8 +221,7 @@ class TrainingRun:
             self.progress("measure which branch is enough", len(self._targets), len(views))
             if len(self._targets) < len(views) and self._time_to_stop(None):
                 return False
-        hard = 100 * float((self._targets > 0).float().mean())
-        self.report(f"{hard:.1f}% of {len(views)} views of images for the router need more than the easiest branch")
+        self.report(targets_said(self._targets, self.spec))
         return True
 
     def _time_to_stop(self, optimiser: torch.optim.Optimizer | None) -> bool:

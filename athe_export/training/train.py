@@ -81,14 +81,7 @@ def train_recipe(
     model.initialise(_train_spec(file).seed)
     deadline = None if max_minutes is None else began + 60 * max_minutes
     run = TrainingRun(model, corpus, preprocessing, folder, chosen, report, deadline, command, progress)
-    if resume:
-        run.resume()
-        if init is not None:
-            report(f"{init.name} is not read again: the run goes on from its own state")
-    elif init is not None:
-        started = transfer(model, init)
-        run.started_from = {"file": started.name, "sha256": started.sha256}
-        report("\n".join(started.lines()))
+    _start(run, init, resume)
     if compiled:
         _compile(model)
     complete = run.run()
@@ -96,6 +89,18 @@ def train_recipe(
     reached = metrics_of(model, dataset, preprocessing, run.corpus.holdout, chosen, progress) if complete else _so_far(run)
     metrics = reached | _circumstances(run, file, dataset, calibration, chosen) | {"complete": complete}
     return _written(output, run, metrics)
+
+
+def _start(run: TrainingRun, init: Path | None, resume: bool) -> None:
+    """From the run's own state, from another checkpoint, or from the initial weights."""
+    if resume:
+        run.resume()
+        if init is not None:
+            run.report(f"{init.name} is not read again: the run goes on from its own state")
+    elif init is not None:
+        started = transfer(run.model, init)
+        run.started_from = {"file": started.name, "sha256": started.sha256}
+        run.report("\n".join(started.lines()))
 
 
 def _written(output: Path, run: TrainingRun, metrics: dict[str, Any]) -> TrainingResult:

@@ -49,7 +49,9 @@ def with_controls(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("controls")
     shutil.copytree(tiny_inputs, folder, dirs_exist_ok=True)
     recipe = write_recipe(folder, TINY | {"targets": TARGETS, "bench": {"min_speedup_simple": 0.001}})
-    run_build(load_recipe(recipe), folder / "bundle", SilentWatch(), controls=True)
+    watch = SilentWatch()
+    run_build(load_recipe(recipe), folder / "bundle", watch, controls=True)
+    (folder / "stages.json").write_text(json.dumps(watch.stages))
     return folder / "bundle"
 
 
@@ -176,6 +178,13 @@ def test_a_pruned_branch_called_dense_is_refused_with_controls_before_anything_i
     assert not list(tmp_path.glob("*bundle*"))
 
 
+def test_a_dry_run_lists_what_controls_take_and_writes_nothing(with_controls: Path, tmp_path: Path) -> None:
+    folder = with_controls.parent
+    plan = cli("build", folder / "recipe.yaml", "-o", tmp_path / "out", "--controls", "--dry-run", "--json").document
+    assert plan["stages"] == json.loads((folder / "stages.json").read_text())
+    assert plan["controls"] == str(tmp_path / "out.controls") and not list(tmp_path.iterdir())
+
+
 def test_a_plain_model_has_controls_too(tiny: Callable[..., Path], tmp_path: Path) -> None:
     only = {"branches": [TINY["branches"][0]], "router": None, "checkpoint": {"random_seed": 3}}
     built = command("build", tiny(**only), "-o", tmp_path / "out", "--controls", "--json")
@@ -268,7 +277,7 @@ def test_a_speed_that_is_surely_missed_ends_in_code_3_with_every_figure(both_fol
 
 def test_a_speed_that_cannot_be_measured_ends_in_code_4_and_names_what_is_missing(both_folders: Path, short: None) -> None:
     shutil.rmtree(controls_of(both_folders))
-    error = refused(4, "gate_inconclusive", "bench", both_folders)
+    error = error_of(cli("bench", both_folders, "--json"), 4, "gate_inconclusive")
     assert "not measured" in error["message"] and "--controls" in error["message"]
 
 

@@ -21,12 +21,6 @@ VERBS = ["build", "verify", "inspect", "run", "train", "recipes", "recipes list"
 MISSING = "there-is-no-such-thing"
 
 
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    Image.fromarray(Shapes().image("test", 4)).resize((120, 90)).save(tmp_path / "photo.jpg")
-    return tmp_path / "photo.jpg"
-
-
 # help and usage
 
 

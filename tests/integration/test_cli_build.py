@@ -8,18 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from athe_export.data.shapes import Shapes
 from tests.conftest import TINY, write_recipe
 from tests.tools import cli, error_of, listing, refused
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    Image.fromarray(Shapes().image("test", 4)).resize((120, 90)).save(tmp_path / "photo.jpg")
-    return tmp_path / "photo.jpg"
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny: Callable[..., Path], tmp_path: Path) -> None:

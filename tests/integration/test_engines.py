@@ -10,9 +10,7 @@ from typing import Any
 import onnx
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from PIL import Image
 
-from athe_export.data.shapes import Shapes
 from athe_export.targets.litert.graph import pack, unpack
 from tests.tools import (
     blocked_python,
@@ -28,19 +26,6 @@ from tests.tools import (
 LITERT = ("ai_edge_litert", "tflite_runtime")
 ENGINES = {"onnx": ("onnxruntime",), "litert": LITERT}
 OTHER = {"onnx": "litert", "litert": "onnx"}
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    Image.fromarray(Shapes().image("test", 4)).resize((120, 90)).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A data root; generated images need nothing of it."""
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
 
 
 def files_of(bundle: Path, target: str) -> set[str]:

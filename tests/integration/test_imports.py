@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from athe_export.data.shapes import Shapes
 from athe_export.dependencies import JOBS, installed, require
@@ -18,12 +17,6 @@ BUILD_ONLY = (
     *("litert_torch", "litert_converter", "ai_edge_quantizer", "flatbuffers", "jax"),
 )
 INTERFACE = ("typer", "rich", "yaml", "platformdirs")
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    Image.fromarray(Shapes().image("test", 4)).resize((120, 90)).save(tmp_path / "photo.jpg")
-    return tmp_path / "photo.jpg"
 
 
 def _imported_by(code: str) -> set[str]:

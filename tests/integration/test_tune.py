@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from athe_export.bench.machine import allowed_cpus
 from athe_export.bench.protocol import Plan
 from athe_export.bench.tune import thread_counts, tune_bundle
 from athe_export.bench.tuned import Choice, remember
 from athe_export.bundle.reader import open_bundle
-from athe_export.data.shapes import Shapes
 from athe_export.errors import GateFailed
 from tests.tools import blocked_python, cli, command, edit_arrays, error_of
 
@@ -26,12 +24,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("athe_export.bench.tune.PLAN", SHORT)
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    Image.fromarray(Shapes().image("test", 4)).resize((120, 90)).save(tmp_path / "photo.jpg")
-    return tmp_path / "photo.jpg"
 
 
 def test_every_target_precision_and_thread_count_is_tried_and_one_is_remembered(built_both: Path, cache: Path) -> None:

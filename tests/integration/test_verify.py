@@ -27,13 +27,6 @@ from tests.tools import (
 SIMPLE = "onnx/simple/int8"
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A data root; generated images need nothing of it."""
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
-
-
 def test_a_bundle_passes_where_it_was_built_bit_for_bit(built: Path) -> None:
     found = cli("verify", built, "--json")
     assert found.code == 0

@@ -163,7 +163,9 @@ def test_inspect_lists_router_branches_fixed_shapes_int8_coverage_and_digests(sh
 
 
 def test_xnnpack_takes_all_of_a_shipped_recipe_but_the_choice_of_tokens(shipped: Shipped) -> None:
-    for graph in (g for g in open_bundle(shipped.bundle).manifest.graphs if g.target == "litert"):
+    graphs = [g for g in open_bundle(shipped.bundle).manifest.graphs if g.target == "litert"]
+    assert {g.role for g in graphs} == {"router", "simple", "complex"}
+    for graph in graphs:
         assert graph.xnnpack is not None
         outside = [op.split()[0] for op in graph.xnnpack["outside"]]
         assert (graph.xnnpack["partitions"], outside) == ((1, []) if graph.role == "router" else (2, SELECTION))

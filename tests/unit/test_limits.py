@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from athe_export.parity.limits import (
     FAIL,
     INCONCLUSIVE,
+    MOST_DB,
     PASS,
     Counts,
     GateLimits,
+    LimitResult,
     Rules,
     branch_limits,
+    noise_limit,
     router_limit,
     whole_limits,
     worst,
 )
+from athe_export.parity.statistics import ratio_of_sums
 
 DEFAULT = GateLimits(max_top1_drop_pp=0.7, min_agreement=0.97, min_router_agreement=0.99, confidence=0.95)
 BRANCHES = 2
@@ -125,3 +131,39 @@ def test_a_gate_of_10000_images_decides() -> None:
     sound, broken = (verdict_rates(10_000, 0.008 + d, 0.008, 0.003, 0.003, 2) for d in (0.0, 0.014))
     assert sound[PASS] > 0.95
     assert broken[FAIL] > 0.95
+
+
+def _noisy(images: int, decibels: float, limit: float | None) -> list[LimitResult]:
+    random = np.random.RandomState(0)
+    signal = random.randn(images, 100)
+    noise = random.randn(images, 100) * 10 ** (-decibels / 20)
+    return noise_limit("onnx.simple", signal, signal + noise, Rules(dataclasses.replace(DEFAULT, min_sqnr_db=limit), 9))
+
+
+@pytest.mark.parametrize(("decibels", "verdict"), [(30, PASS), (20.5, PASS), (19.0, FAIL), (5, FAIL)])
+def test_a_branch_fails_where_its_logits_are_surely_noisier_than_allowed(decibels: float, verdict: str) -> None:
+    (limit,) = _noisy(400, decibels, 20)
+    assert (limit.name, limit.limit, limit.verdict) == ("onnx.simple.min_sqnr_db", 20, verdict)
+    assert limit.measured == pytest.approx(decibels, abs=0.2)
+    assert limit.lower is not None and limit.upper is not None and limit.measured is not None
+    assert limit.lower < limit.measured < limit.upper == limit.value
+
+
+def test_logits_that_do_not_differ_are_as_far_above_noise_as_can_be_said() -> None:
+    logits = np.random.RandomState(0).randn(50, 100)
+    (limit,) = noise_limit("onnx.simple", logits, logits, Rules(dataclasses.replace(DEFAULT, min_sqnr_db=20), 9))
+    assert (limit.verdict, limit.value, limit.lower) == (PASS, MOST_DB, MOST_DB)
+
+
+def test_without_a_limit_on_noise_or_without_images_nothing_is_said_of_it() -> None:
+    assert _noisy(100, 3, None) == [] and _noisy(0, 3, 20) == []
+
+
+def test_the_bounds_of_a_ratio_hold_as_often_as_they_say() -> None:
+    """Noise whose power varies from image to image, and with the signal's."""
+    random, beyond = np.random.RandomState(0), 0
+    for _ in range(DRAWS):
+        power = random.gamma(4, size=200)
+        found = ratio_of_sums(power * random.gamma(2, 0.005, size=200), power, 0.95)
+        beyond += found.upper < 0.01
+    assert 0.035 < beyond / DRAWS < 0.075  # a skewed sample: a little over the 5% of a normal one

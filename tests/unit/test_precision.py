@@ -16,7 +16,7 @@ from athe_export.calibrators import Job
 from athe_export.data.shapes import Shapes
 from athe_export.data.source import no_progress
 from athe_export.errors import ExportError
-from athe_export.layer_precision import AnySpec, opened, subject_of
+from athe_export.layer_precision import AnySpec, subject_of
 from athe_export.model.athe import AtheModel
 from athe_export.parity.limits import FAIL, INCONCLUSIVE, PASS
 from athe_export.parity.statistics import paired_difference
@@ -27,7 +27,7 @@ from athe_export.precision.subject import LEAST_DB, Clock, Distance, Subject, di
 from athe_export.precision.trial import Bench, Limits
 from athe_export.preprocessing import Preprocessing, Tensor
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec, load_recipe
-from athe_export.runtime.predictor import Session
+from athe_export.runtime.predictor import ENGINES, Session
 from athe_export.targets.litert.export import export as litert_export
 from athe_export.targets.litert.graph import LitertGraph
 from athe_export.targets.litert.quantize import quantize as litert_quantize
@@ -90,11 +90,12 @@ def graphs(source: BranchGraphSource) -> Callable[[str], Graph]:
 
 def judged(graph: Graph, spec: AnySpec, role: str = "complex", count: int = 60) -> Subject:
     """The graph as a subject whose labels are what fp32 answers, so that every answer that changes is an image lost."""
-    fp32, images = opened(graph), HELD_OUT[:count]
+    target, images = "onnx" if isinstance(graph, OnnxGraph) else "litert", HELD_OUT[:count]
+    fp32 = ENGINES[target](graph.content)
     labels = np.array([fp32.run(image).argmax() for image in images])
     assert len(set(labels)) > 10
-    quantize = partial(onnx_quantize if isinstance(graph, OnnxGraph) else litert_quantize, graph)
-    return subject_of(Job("target", role, 32, graph, quantize, lambda: CALIBRATION), spec, lambda: images, labels)
+    quantize = partial(onnx_quantize if target == "onnx" else litert_quantize, graph)
+    return subject_of(Job(target, role, 32, graph, quantize, lambda: CALIBRATION), spec, lambda: images, labels)
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +221,16 @@ def test_the_list_found_gives_the_same_answers_pasted_into_keep_float(
     best = next(t for t in found.trials if t.keep_float == found.keep_float)
     pasted = searched(judged(graphs("onnx"), OnnxQuantizeSpec(keep_float=found.keep_float)))
     assert (pasted.keep_float, pasted.met, len(pasted.trials)) == ((), True, 1)
-    assert (pasted.trials[0].lost, pasted.trials[0].won) == (best.lost, best.won)
+    assert (pasted.trials[0].counts.lost, pasted.trials[0].counts.won) == (best.counts.lost, best.counts.won)
 
 
 def test_the_same_search_makes_the_same_trials(subjects: Callable[[str], Subject]) -> None:
     strict = Limits(8, 100, 0.95)
     first, second = (searched(subjects("onnx"), strict) for _ in range(2))
     assert (first.keep_float, first.order, first.ended) == (second.keep_float, second.order, second.ended)
-    assert [(t.keep_float, t.lost, t.won) for t in first.trials] == [(t.keep_float, t.lost, t.won) for t in second.trials]
+    assert [(t.keep_float, t.counts.lost, t.counts.won) for t in first.trials] == [
+        (t.keep_float, t.counts.lost, t.counts.won) for t in second.trials
+    ]
     assert len({frozenset(t.keep_float) for t in first.trials}) == len(first.trials)  # none twice
 
 
@@ -252,7 +255,7 @@ def test_where_every_layer_int8_does_there_is_no_search(subjects: Callable[[str]
 def test_no_minutes_at_all_still_give_a_best_so_far_that_was_measured(subjects: Callable[[str], Subject]) -> None:
     found = searched(subjects("onnx"), minutes=0)
     assert (found.keep_float, found.met, found.ended, len(found.trials)) == ((), False, MINUTES, 1)
-    assert found.trials[0].images == 60 and found.trials[0].lost > 0 and "its minutes were up" in found.said()
+    assert found.trials[0].counts.images == 60 and found.trials[0].counts.lost > 0 and "its minutes were up" in found.said()
 
 
 @pytest.mark.parametrize("trials", [0, 1, 2])
@@ -285,8 +288,8 @@ def test_a_bad_ranking_costs_trials_and_not_layers(subjects: Callable[[str], Sub
 def test_limits_that_nothing_holds_end_with_the_least_drop_and_say_so(subjects: Callable[[str], Subject]) -> None:
     found = searched(subjects("onnx"), Limits(0, 100, 0.95))
     assert (found.met, found.ended) == (False, EXHAUSTED) and PLANTED in found.keep_float
-    assert min(t.drop.upper for t in found.trials) == next(
-        t.drop.upper for t in found.trials if t.keep_float == found.keep_float
+    assert min(t.drop_pp.upper for t in found.trials) == next(
+        t.drop_pp.upper for t in found.trials if t.keep_float == found.keep_float
     )
     assert all(len(t.keep_float) < len(subjects("onnx").layers) for t in found.trials)  # something is left to quantize
 
@@ -304,9 +307,9 @@ def test_too_few_images_are_said_with_how_many_would_decide(subjects: Callable[[
     undecided = [t for t in found.trials if t.verdict == INCONCLUSIVE]
     assert undecided
     for trial in undecided:
-        assert trial.images_needed is not None and trial.images_needed > trial.images
-        factor = trial.images_needed / trial.images
-        drop = paired_difference(factor * trial.lost, factor * trial.won, trial.images_needed, 0.95)
+        assert trial.images_needed is not None and trial.images_needed > trial.counts.images
+        factor = trial.images_needed / trial.counts.images
+        drop = paired_difference(factor * trial.counts.lost, factor * trial.counts.won, trial.images_needed, 0.95)
         assert 100 * drop.upper <= 6 or 100 * drop.lower > 6
     assert all(t.images_needed is None for t in found.trials if t.verdict != INCONCLUSIVE)
 
@@ -317,8 +320,8 @@ def test_a_trial_counts_the_images_of_all_branches(
     one, other = subjects("onnx"), judged(graphs("onnx"), OnnxQuantizeSpec(), "simple", 30)
     together, alone = Bench([one, other], LIMITS, no_progress), Bench([one], LIMITS, no_progress)
     both_lost, one_lost = together.trial((), Clock()), alone.trial((), Clock())
-    assert (both_lost.images, one_lost.images) == (90, 60)
-    assert both_lost.lost > one_lost.lost and together.shares == {"complex": 60 / 90, "simple": 30 / 90}
+    assert (both_lost.counts.images, one_lost.counts.images) == (90, 60)
+    assert both_lost.counts.lost > one_lost.counts.lost and together.shares == {"complex": 60 / 90, "simple": 30 / 90}
 
 
 # --- latency ----------------------------------------------------------------------------------------------------------

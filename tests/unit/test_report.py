@@ -185,7 +185,8 @@ def test_the_limit_stands_between_what_is_inside_and_what_is_shaded() -> None:
 
 def test_an_interval_beyond_the_scale_stays_in_the_drawing() -> None:
     drawn = strip(-5, 9, limit=0.5, at_most=True, span=(0, 1), verdict="fail")
-    assert all(0 <= float(x) <= 200 for x in re.findall(r"M([\d.-]+)", drawn))
+    starts = [float(x) for x in re.findall(r"M([\d.-]+)", drawn)]
+    assert starts and all(0 <= x <= 200 for x in starts)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.8123, 0.8129), (-30, 1200), (1e-7, 3e-7)])

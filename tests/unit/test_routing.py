@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from athe_export.runtime.routing import RouterPolicy, difficulty_target, match_policy, policy_for_drop, policy_for_share
+from athe_export.runtime.routing import (
+    RouterPolicy,
+    difficulty_target,
+    gain_target,
+    match_policy,
+    policy_for_drop,
+    policy_for_share,
+)
 
 Scores = npt.NDArray[np.float32]
 KINDS = ("spread", "tied", "saturated", "neighbours")
@@ -243,3 +250,20 @@ def test_coarse_scores_part_the_images_where_most_go_as_before() -> None:
     scores = np.repeat(np.array([0.25, 0.5, 0.75], np.float32), [10, 10, 10])
     positions = np.repeat([0, 0, 1, 1], [10, 4, 6, 10])
     assert match_policy(scores, positions, 2).branches_of(scores).tolist() == [0] * 10 + [1] * 20
+
+
+def test_the_gain_is_half_where_branches_are_alike_and_grows_with_what_the_hardest_is_surer() -> None:
+    sure = np.array([[0.3, 0.9, 0.3], [0.2, 0.0, 0.6], [0.9, 0.0, 0.1], [0, 0, 1], [1, 0, 0]], np.float32)
+    target = gain_target(sure)
+    assert target.dtype == np.float32
+    np.testing.assert_allclose(target, [0.5, 0.7, 0.1, 1, 0], atol=1e-6)
+
+
+def test_routing_by_the_expected_gain_loses_least_at_every_share() -> None:
+    """Chances of two branches to be right differ from image to image: an order by their difference is the best there is."""
+    random = np.random.RandomState(0)
+    easy, hard = random.rand(2, 4000).astype(np.float32)
+    best, other = (np.argsort(score) for score in (gain_target(np.stack([easy, hard], 1)), 1 - easy))
+    for share in (400, 1200, 2000, 2800):
+        right = [easy[order[:share]].sum() + hard[order[share:]].sum() for order in (best, other)]
+        assert right[0] > right[1]

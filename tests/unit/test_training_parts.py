@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,14 @@ from athe_export.model.checkpoint import tensors_of
 from athe_export.model.deit import Trace
 from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import PhaseSpec, load_recipe
+from athe_export.runtime.routing import difficulty_target, gain_target
 from athe_export.training.average import WeightAverage
 from athe_export.training.holdout import Holdout
-from athe_export.training.images import ImageSet
+from athe_export.training.images import ImageSet, to_input
 from athe_export.training.objective import branch_objective, router_objective
 from athe_export.training.phases import Loss, adaptive_loss, draw_patches, router_features_loss
 from athe_export.training.plan import Phase, generator_of, learning_rate, plan
-from athe_export.training.router_images import set_apart, views_of
+from athe_export.training.router_images import router_targets, set_apart, views_of
 from athe_export.training.state import settings_digest
 
 WHOLE = PhaseSpec(epochs=1)
@@ -135,6 +137,23 @@ def test_the_routers_features_learn_the_classes_and_nothing_else_of_the_model_ch
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
     assert all(torch.equal(t, tensors_of(model)[n]) for n, t in before.items())
+
+
+@pytest.mark.parametrize("asked", ["answer", "probability"])
+def test_the_router_learns_from_the_branches_as_they_are(tiny: Callable[..., Path], asked: str) -> None:
+    model = AtheModel(load_recipe(tiny(train=TRAIN | {"router_target": asked})).recipe)
+    model.initialise(0)
+    model.head_rank = ((0, 1, 2),) * 3
+    model.eval()
+    images, preprocessing = numbered(8), Preprocessing(**vars(model.recipe.data.preprocessing))
+    with torch.no_grad():
+        image = to_input(images.pixels, 32, preprocessing)
+        logits = torch.stack([model.logits(image, branch) for branch in model.recipe.branches], 1)
+    sure = logits.softmax(-1)[torch.arange(8), :, images.labels].numpy()
+    right = (logits.argmax(-1) == images.labels[:, None]).numpy()
+    found = router_targets(model, images, preprocessing, torch.device("cpu"))
+    expected = gain_target(sure) if asked == "probability" else difficulty_target(right)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_what_is_not_seen_of_an_image_changes_nothing(model: AtheModel) -> None:
@@ -325,7 +344,7 @@ def test_the_first_view_for_the_router_is_the_image_itself_and_views_repeat(tiny
         ({"router": [{"epochs": 1, "patch_keep": 0.5}]}, r"router\[0\]\.patch_keep: has no use here"),
         ({"dense": [{"epochs": 1, "all_paths": 0.5}]}, r"dense\[0\]\.all_paths: has no use here"),
         ({"router": [{"epochs": 1, "all_paths": 0.5}]}, r"router\[0\]\.all_paths: has no use here"),
-        ({"router_features": [{"epochs": 1, "image_size": 16}]}, r"router_features\[0\]\.image_size: has no use here"),
+        ({"router": [{"epochs": 1, "image_size": 16}]}, r"router\[0\]\.image_size: has no use here"),
         ({"router_features": PHASE, "router": []}, r"router_features: leads nowhere without train\.router phases"),
         ({"images": 10, "router_images": 10}, r"router_images: 10 of 10 images leaves none"),
         ({"repeated_augmentation": 3}, r"dense\[0\]\.batch_size: 128 is no multiple of repeated_augmentation"),
