@@ -125,20 +125,19 @@ def measure(
     """
     generator = np.random.default_rng(seed)
     bursts = {key: _burst(query, plan, clock) for key, query in rows.items()}
-    taken: dict[K, list[tuple[float, int, Lap]]] = {key: [] for key in rows}
-    spent, start, number, wall, cpu = dict.fromkeys(rows, 0.0), clock(), 0, 0.0, 0.0
-    while (done := _done(plan, number, clock() - start, taken, spent)) < 1:
+    taken: dict[K, list[Series]] = {key: [] for key in rows}
+    start, number, wall, cpu = clock(), 0, 0.0, 0.0
+    while (done := _done(plan, number, clock() - start, taken)) < 1:
         progress(done)
         for at in generator.permutation(len(rows)):
             key = list(rows)[at]
             before, cpu_before = clock(), cpu_clock()
             found = _slice(rows[key], bursts[key], clock)
             wall, cpu = wall + clock() - before, cpu + cpu_clock() - cpu_before
-            taken[key] += [(seconds, number, lap) for seconds, lap in found]
-            spent[key] += sum(seconds for seconds, _ in found)
+            taken[key].append(_series(found, number))  # as arrays: a long run has millions of queries
         number += 1
     progress(1.0)
-    return Run({key: _series(found) for key, found in taken.items()}, cpu / wall if wall else 1.0)
+    return Run({key: _joined(found) for key, found in taken.items()}, cpu / wall if wall else 1.0)
 
 
 def of_session(session: Runs, image: npt.NDArray[np.float32]) -> Query:
@@ -172,23 +171,33 @@ def _slice(query: Query, queries: int, clock: Clock) -> list[tuple[float, Lap]]:
     return found
 
 
-def _done(
-    plan: Plan, rounds: int, seconds: float, taken: Mapping[K, list[tuple[float, int, Lap]]], spent: Mapping[K, float]
-) -> float:
+def _done(plan: Plan, rounds: int, seconds: float, taken: Mapping[K, list[Series]]) -> float:
     """The share of the plan that is done; 1 where every one of its conditions holds."""
     shares = [rounds / plan.rounds if plan.rounds else 1.0, seconds / plan.seconds if plan.seconds else 1.0]
-    shares += [len(found) / plan.queries if plan.queries else 1.0 for found in taken.values()]
-    shares += [own / plan.row_seconds if plan.row_seconds else 1.0 for own in spent.values()]
+    for found in taken.values():
+        if plan.queries:
+            shares.append(sum(len(part.seconds) for part in found) / plan.queries)
+        if plan.row_seconds:
+            shares.append(sum(float(part.seconds.sum()) for part in found) / plan.row_seconds)
     return min(1.0, *shares)
 
 
-def _series(found: list[tuple[float, int, Lap]]) -> Series:
-    names = dict.fromkeys(name for _, _, lap in found for name in lap.parts)
+def _series(found: list[tuple[float, Lap]], number: int) -> Series:
+    """A slice of round `number`; all its queries have the same parts."""
     return Series(
-        np.array([seconds for seconds, _, _ in found]),
-        np.array([number for _, number, _ in found], np.int64),
-        np.array([lap.kind for _, _, lap in found], np.str_),
-        {name: np.array([lap.parts.get(name, 0.0) for _, _, lap in found]) for name in names},
+        np.array([seconds for seconds, _ in found]),
+        np.full(len(found), number, np.int64),
+        np.array([lap.kind for _, lap in found], np.str_),
+        {name: np.array([lap.parts[name] for _, lap in found]) for name in found[0][1].parts},
+    )
+
+
+def _joined(slices: list[Series]) -> Series:
+    return Series(
+        np.concatenate([s.seconds for s in slices]),
+        np.concatenate([s.rounds for s in slices]),
+        np.concatenate([s.kinds for s in slices]),
+        {name: np.concatenate([s.parts[name] for s in slices]) for name in slices[0].parts},
     )
 
 
