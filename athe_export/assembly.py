@@ -154,6 +154,7 @@ def draft_manifest(
         verdict=NOT_GATED,
         parity=None,
         notes=(*system.notes, *routing.notes),
+        bench=vars(recipe.bench) if recipe.bench else None,
     )
 
 

@@ -33,6 +33,11 @@ class ExportedGraphs:
     def folder(self) -> Path:
         return self._staged.folder
 
+    @property
+    def entries(self) -> tuple[GraphEntry, ...]:
+        """What was written so far, every target and role; files are below `folder`."""
+        return tuple(self._entries)
+
     def add(self, target: str, graph: TargetGraph) -> None:
         """Writes one fp32 graph."""
         self._entries.append(add_graph(self._staged, target, graph))

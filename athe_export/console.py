@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,10 @@ class Watch:
             self._shown = (step, 0)
         self._progress.update(self._task, completed=done, total=total)
 
+    def share(self, step: str) -> Callable[[float], None]:
+        """What is told the share of a step that is done."""
+        return lambda done: self.progress(step, int(100 * done), 100)
+
     def line(self, text: str) -> None:
         """A line that stays."""
         err.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -107,6 +111,14 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], title
     for row in rows:
         grid.add_row(*map(escape, row))
     (out if out.is_terminal else Console(width=160)).print(grid)
+
+
+def print_tables(tables: Iterable[tuple[str, tuple[str, ...], list[tuple[str, ...]]]], lines: Iterable[str]) -> None:
+    """Tables of (title, columns, rows), and lines below them."""
+    for title, columns, rows in tables:
+        print_table(columns, rows, title)
+    for line in lines:
+        say(line)
 
 
 def say(text: str) -> None:
@@ -243,3 +255,7 @@ def print_doctor(found: dict[str, Any]) -> None:
         say(f"ATHE_DATA_ROOT is not set: CIFAR-100 is in the user cache, {found['cached']}")
     else:
         say("ATHE_DATA_ROOT is not set: CIFAR-100 would be downloaded to the user cache")
+    for tuned in found["tuned"]:
+        where = "" if tuned["here"] else ", on another processor or other CPUs"
+        count = f"{tuned['threads']} thread(s)"
+        say(f"tuned: {tuned['name']} {tuned['bundle'][:12]}: {tuned['target']} {tuned['precision']}, {count}{where}")

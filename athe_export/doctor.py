@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from athe_export import __version__
+from athe_export.bench.tuned import tuned_here
 from athe_export.data.download import user_cache
 from athe_export.data.location import holds_cifar100, packed_files
 from athe_export.dependencies import JOBS, LITERT_JOB, installed_version
@@ -18,7 +19,8 @@ from athe_export.runtime.litert_session import litert_unavailable
 
 def findings() -> dict[str, Any]:
     """The document of `doctor --json`: `packages` with their versions (None: not installed), `jobs` with what each lacks and
-    the command that mends it, `data_root` and whether it holds CIFAR-100, `cached` (the user cache where it does)."""
+    the command that mends it, `data_root` and whether it holds CIFAR-100, `cached` (the user cache where it does), and
+    `tuned`: what `tune` remembers, and whether it is of this machine (`here`)."""
     modules = {one for job in JOBS for m in job.modules for one in m.split("|")}
     return {
         "athe_export": __version__,
@@ -26,6 +28,7 @@ def findings() -> dict[str, Any]:
         "packages": {m: installed_version(m) for m in sorted(modules | {"numpy", "PIL", "yaml", "typer", "rich"})},
         "jobs": _jobs(),
         **_data(),
+        "tuned": tuned_here(),
     }
 
 

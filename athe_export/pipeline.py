@@ -18,6 +18,7 @@ from athe_export.bundle.writer import StagedBundle, staged_bundle
 from athe_export.calibrators import CalibrationStudy
 from athe_export.data.calibration import check_calibration_set, read_calibration_set
 from athe_export.data.source import Dataset, open_dataset, require_classes, require_split
+from athe_export.dense_controls import fill_controls, require_room_for_dense, staged_controls
 from athe_export.errors import ExportError, GateFailed, GateInconclusive
 from athe_export.graphs import target_graphs
 from athe_export.held_out import require_held_out
@@ -58,7 +59,12 @@ class BuildResult:
 
 
 def run_build(
-    file: RecipeFile, output: Path, watch: Watcher, data_root: Path | None = None, checkpoint: Path | None = None
+    file: RecipeFile,
+    output: Path,
+    watch: Watcher,
+    data_root: Path | None = None,
+    checkpoint: Path | None = None,
+    controls: bool = False,
 ) -> BuildResult:
     """Builds, gates and promotes one recipe.
 
@@ -66,13 +72,20 @@ def run_build(
         output: the bundle folder; what is there survives unless the gate passes.
         data_root: folder that holds `cifar-100-python/`; None: the user cache.
         checkpoint: instead of the recipe's.
+        controls: also write what `bench` holds the bundle against, to `<output>.controls`.
 
     Raises:
         GateFailed, GateInconclusive: the staging folder is kept and named.
         AtheExportError: anything else that a user can mend; nothing is left behind but an empty lock file.
     """
     timer = StageTimer(watch)
-    with staged_bundle(output) as staged, exported_graphs(staged.output) as exported:
+    if controls:
+        require_room_for_dense(file.recipe)
+    with (
+        staged_bundle(output) as staged,
+        exported_graphs(staged.output) as exported,
+        staged_controls(staged.output, controls) as beside,
+    ):
         prepared = prepare(file, data_root, checkpoint, timer)
         study, layers = CalibrationStudy(prepared, watch.progress), PrecisionStudy(prepared, watch.progress)
         graphs = _graphs(prepared, staged, exported, study, layers, timer)
@@ -88,8 +101,12 @@ def run_build(
         if report is not None and report.verdict != PASS:
             staged.keep()
             raise _missed(report, dataclasses.replace(result, output=staged.folder))
+        if beside is not None:
+            fill_controls(beside, prepared, open_bundle(staged.folder), exported, timer)
         staged.promote()
-    return result
+        if beside is not None:
+            beside.promote()
+    return dataclasses.replace(result, stages=tuple(timer.seconds))
 
 
 def prepare(file: RecipeFile, data_root: Path | None, checkpoint: Path | None, timer: StageTimer) -> Prepared:

@@ -11,7 +11,9 @@ from athe_export.errors import CheckpointError
 from athe_export.recipe import LitertTarget, OnnxTarget, Recipe, RecipeFile
 
 
-def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoint: Path | None) -> dict[str, Any]:
+def plan_build(
+    file: RecipeFile, output: Path, data_root: Path | None, checkpoint: Path | None, controls: bool = False
+) -> dict[str, Any]:
     """The plan as JSON.
 
     Raises:
@@ -31,6 +33,7 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
         "name": recipe.name,
         "recipe": str(file.path),
         "output": str(output),
+        "controls": str(output.with_name(f"{output.name}.controls")) if controls else None,
         "replaces_a_bundle": (output / "manifest.json").exists(),
         "checkpoint": str(weights) if weights else f"random weights of seed {recipe.checkpoint.random_seed}",
         "gated": gated,
@@ -48,7 +51,7 @@ def plan_build(file: RecipeFile, output: Path, data_root: Path | None, checkpoin
             for b in recipe.branches
         ],
         "targets": {name: _target(getattr(recipe.targets, name)) for name in recipe.targets.names},
-        "stages": _stages(recipe, gated),
+        "stages": _stages(recipe, gated) + (_control_stages(recipe, gated) if controls else []),
     }
 
 
@@ -67,6 +70,22 @@ def _stages(recipe: Recipe, gated: bool) -> list[str]:
         stages += [f"{target}: search"] if quantized and spec.quantize.auto is not None else []
         stages += [f"{target}: quantize {role}" for role in quantized]
     return [*stages, "golden", *(["reference", "parity"] if gated else []), "verify"]
+
+
+def _control_stages(recipe: Recipe, gated: bool) -> list[str]:
+    """What `--controls` adds: the dense backbone, and the int8 branches that a bundle of fp32 alone lacks."""
+    branches, stages = [b.name for b in recipe.branches], []
+    for target in recipe.targets.names:
+        precisions = getattr(recipe.targets, target).precisions
+        stages += [f"controls: {target}: quantize {name}" for name in branches if "int8" not in precisions]
+        if "dense" not in branches:
+            stages += [f"controls: {target}: export dense", f"controls: {target}: quantize dense"]
+    return [
+        *stages,
+        "controls: golden",
+        *(["controls: accuracy of the dense backbone"] if gated else []),
+        "controls: verify",
+    ]
 
 
 def _router_stays_float(target: str, spec: OnnxTarget | LitertTarget) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +106,23 @@ def read_photo(path: Path) -> Photo:
     Raises:
         ImageError: missing, not an image, truncated, smaller than 8 or larger than 100 million pixels.
     """
+    return _decoded(path, path)
+
+
+def decode_photo(content: bytes) -> Photo:
+    """The same of a file's content in memory.
+
+    Raises:
+        ImageError: as of a file.
+    """
+    return _decoded(BytesIO(content), Path("image in memory"))
+
+
+def _decoded(file: Path | BytesIO, path: Path) -> Photo:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on large and odd files: what matters of them is said here
-            return _decode(path)
+            return _decode(file, path)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -125,9 +139,9 @@ def read_photo(path: Path) -> Photo:
         ) from None
 
 
-def _decode(path: Path) -> Photo:
+def _decode(file: Path | BytesIO, path: Path) -> Photo:
     notes = []
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         _check_size(image, path)
         if (frames := getattr(image, "n_frames", 1)) > 1:
             notes.append(f"animated, or of several pages: the first of {frames} frames was taken")

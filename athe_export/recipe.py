@@ -210,6 +210,17 @@ class ParitySpec:
 
 
 @dataclass(frozen=True)
+class BenchSpec:
+    """Limits on speed, for `bench` on the device."""
+
+    min_speedup_simple: float | None = key(
+        "a routed image of the easiest branch is at least so many times as fast as the dense control", default=None, above=0,
+        max=1000,
+    )  # fmt: skip
+    int8_not_slower_than_fp32: bool = key("a routed image is no slower in int8 than in fp32", default=False)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything a build depends on besides the files it names; immutable, made by `load_recipe`."""
 
@@ -223,6 +234,7 @@ class Recipe:
     router: RouterSpec | None = key("needed with two branches and more", default=None)
     equalise: EqualiseSpec | None = key("LayerNorm's scales go into the next layer before export; null: no", default=None)
     parity: ParitySpec = key("limits of the parity gate", default=ParitySpec())
+    bench: BenchSpec | None = key("limits that `bench` holds the bundle to; null: none", default=None)
     train: TrainSpec | None = key("how the checkpoint is trained", default=None)
 
 

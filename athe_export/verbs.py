@@ -51,6 +51,9 @@ def build(
     ] = None,
     data_root: DataRoot = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to use in place of the recipe's.")] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also write BUNDLE.controls, which bench holds the bundle against.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; write nothing.")] = False,
     junit: Junit = None,
     summary: Summary = None,
@@ -62,7 +65,7 @@ def build(
 
     if dry_run:
         file = load_recipe(recipe)
-        plan = plan_build(file, output or _output_of(file.recipe.name), data_root, checkpoint)
+        plan = plan_build(file, output or _output_of(file.recipe.name), data_root, checkpoint, controls)
         console.print_json(plan) if as_json else console.print_plan(plan)
         return
     with told_to_ci(f"build {recipe}", Outputs.here(junit, summary), output) as tell:
@@ -71,7 +74,7 @@ def build(
         from athe_export.pipeline import run_build
 
         with console.Watch() as watch:
-            result = run_build(file, output or _output_of(file.recipe.name), watch, data_root, checkpoint)
+            result = run_build(file, output or _output_of(file.recipe.name), watch, data_root, checkpoint, controls)
         tell(result.to_json())
     if as_json:
         console.print_json(result.to_json())
@@ -145,28 +148,68 @@ def inspect(
 def run(
     bundle: BundleArgument,
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
-    target: Annotated[str, typer.Option(help="auto (LiteRT where it is installed), litert or onnx.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, int8 or fp32.")] = "auto",
+    target: Annotated[
+        str, typer.Option(help="auto (what tune has found fastest, else LiteRT where it is installed), litert or onnx.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (what tune has found fastest, else int8), int8 or fp32.")] = "auto",
     branch: Annotated[str, typer.Option(help="auto (the router decides) or a branch's name.")] = "auto",
     top: Annotated[int, typer.Option(min=1, help="How many classes to list.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the engine; else what tune has found, else 1.", show_default=False)
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Classify images with a bundle."""
-    from athe_export.runtime.predictor import Predictor
+    from athe_export.bench.fastest import fastest_predictor
 
-    predictor = Predictor.load(bundle, target, precision, threads)
+    predictor, remark = fastest_predictor(bundle, target, precision, threads)
     results: list[dict[str, Any]] = []
     for image in images:
         found = predictor.predict(image, branch, top)
         results.append({"image": str(image), **vars(found), "top": [list(t) for t in found.top], "notes": list(found.notes)})
-    gate, target, notes = predictor.bundle.manifest.verdict, predictor.target, predictor.graphs.notes
+    gate, target = predictor.bundle.manifest.verdict, predictor.target
+    notes = [*([remark] if remark else []), *predictor.graphs.notes]
     not_run = [{"target": t, "why": w} for t, w in predictor.passed_over.items()]
     if as_json:
         told = {"gate_at_build": gate, "target": target, "not_run": not_run, "notes": notes}
         console.print_json(told | {"results": results})
     else:
         console.print_results(results, gate, target, not_run, notes)
+
+
+@app.command(epilog="Examples: athe-export bench BUNDLE · athe-export bench BUNDLE --full --threads 4 --json")
+def bench(
+    bundle: BundleArgument,
+    full: Annotated[
+        bool, typer.Option("--full/--quick", help="At least 1,024 queries and 60 s a row, or about 15 s in all.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine, pinned to as many CPUs.")] = 1,
+    target: Annotated[str, typer.Option(help="auto (all that can run here), litert or onnx.")] = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure a bundle on this machine against its controls, and hold it to the recipe's limits on speed."""
+    from athe_export.bench.run import bench_bundle, missed_error
+    from athe_export.bench.table import bench_text
+
+    with console.Watch() as watch:
+        report = bench_bundle(bundle, full=full, threads=threads, target=target, progress=watch.share("measure"))
+    if not as_json:
+        console.print_tables(*bench_text(report.document))
+    if report.verdict in ("fail", "inconclusive"):
+        raise missed_error(report, bundle)
+    if as_json:
+        console.print_json(dict(report.document))
+
+
+@app.command(epilog="Examples: athe-export tune BUNDLE · athe-export tune BUNDLE --json")
+def tune(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
+    """Find the fastest target, precision and thread count of a bundle on this machine, and remember it for `run`."""
+    from athe_export.bench.table import tune_text
+    from athe_export.bench.tune import tune_bundle
+
+    with console.Watch() as watch:
+        tuned = tune_bundle(bundle, watch.share("measure")).to_json()
+    console.print_json(tuned) if as_json else console.print_tables(*tune_text(tuned))
 
 
 @app.command(epilog="Examples: athe-export train recipes/quickstart.yaml · athe-export train my.yaml --max-minutes 60")

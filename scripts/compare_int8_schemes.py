@@ -13,11 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import random
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,8 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from recipe_branches import recipe_branches
 
+from athe_export.bench.machine import pinned
+from athe_export.bench.protocol import Plan, measure, of_session
 from athe_export.branches import BranchGraphSource
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec
@@ -111,15 +109,9 @@ VARIANTS = {"onnx": onnx_variants, "litert": litert_variants}
 
 def medians(sessions: dict[Key, Session], image: Tensor, runs: int) -> dict[Key, float]:
     """Milliseconds, interleaved."""
-    taken: dict[Key, list[float]] = {key: [] for key in sessions}
-    for _ in range(runs + 5):
-        order = list(sessions)
-        random.shuffle(order)
-        for key in order:
-            start = time.perf_counter()
-            sessions[key].run(image)
-            taken[key].append(1e3 * (time.perf_counter() - start))
-    return {key: statistics.median(times[5:]) for key, times in taken.items()}
+    rows = {key: of_session(session, image) for key, session in sessions.items()}
+    run = measure(rows, Plan(rounds=runs, slice_s=0, warm_up=5))
+    return {key: 1e3 * run.series[key].percentile(50) for key in sessions}
 
 
 def compared(sessions: dict[Key, Session], image: Tensor, runs: int) -> dict[str, Any]:
@@ -151,13 +143,11 @@ def main() -> None:
     args = parser.parse_args()
     targets = tuple(VARIANTS) if args.target == "both" else (args.target,)
     sources, images = recipe_branches(args.recipe, args.full_size, args.dense)
-    core, result = min(os.sched_getaffinity(0)), {}
+    result = {}
     for source in sources:
         sessions = {(target, name): s for target in targets for name, s in VARIANTS[target](source, images).items()}
-        everywhere = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {core})
-        result[source.role] = compared(sessions, images[0], args.runs)
-        os.sched_setaffinity(0, everywhere)
+        with pinned(1):
+            result[source.role] = compared(sessions, images[0], args.runs)
     print(json.dumps({"branches": result, "runs": args.runs, "threads": 1}, indent=2))
 
 

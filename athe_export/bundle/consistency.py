@@ -24,6 +24,7 @@ def inconsistencies(manifest: Manifest) -> list[str]:
         *_gate(manifest),
         *_parity(manifest),
         *_precision(manifest),
+        *_bench(manifest),
     ]
 
 
@@ -31,7 +32,8 @@ def _roles(m: Manifest) -> Iterator[str]:
     names = [b.name for b in m.branches]
     if len(set(names)) != len(names) or not all(_NAME.fullmatch(n) and n != "router" for n in names):
         yield f"branch names clash or are not names: {names}"
-    if not names or (len(names) > 1) != (m.router is not None):
+    lone = m.controls is not None and m.router is None  # a branch and its dense control, with nothing to route
+    if not names or ((len(names) > 1) != (m.router is not None) and not lone):
         yield f"{len(names)} branches {'with' if m.router else 'without'} a router"
     if m.router is None:
         return
@@ -130,6 +132,20 @@ def _precision(m: Manifest) -> Iterator[str]:
             yield f"precision.{target}.search must hold the list found and its trials"
         if sensitivity is not None and not _is_sensitivity(sensitivity):
             yield f"precision.{target}.sensitivity must hold branches with what was ranked"
+
+
+def _bench(m: Manifest) -> Iterator[str]:
+    least = (m.bench or {}).get("min_speedup_simple")
+    if least is not None and not _number(least):
+        yield "bench.min_speedup_simple must be a number or null"
+    if not isinstance((m.bench or {}).get("int8_not_slower_than_fp32", False), bool):
+        yield "bench.int8_not_slower_than_fp32 must be true or false"
+    accuracy = (m.controls or {}).get("accuracy", [])
+    if not isinstance(accuracy, list) or not all(
+        _figures(a, ("top1", "images")) and isinstance(a.get("target"), str) and isinstance(a.get("precision"), str)
+        for a in accuracy
+    ):
+        yield "controls.accuracy must be a list of target, precision, images and top1"
 
 
 def _is_search(value: Any) -> bool:

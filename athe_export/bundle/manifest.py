@@ -142,6 +142,8 @@ class Manifest:
     notes: tuple[str, ...] = ()
     files: tuple[FileEntry, ...] = field(default=())
     precision: dict[str, Any] | None = None
+    bench: dict[str, Any] | None = None
+    controls: dict[str, Any] | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:

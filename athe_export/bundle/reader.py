@@ -22,6 +22,11 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest, which holds every other file's: equal for copies of a bundle, and for them alone."""
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+
     def read(self, name: str) -> bytes:
         """The bytes of a listed file.
 

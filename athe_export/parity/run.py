@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -92,19 +92,50 @@ def reference_policy(manifest: Manifest) -> RouterPolicy | None:
 def _answers(
     bundle: Bundle, target: str, precision: str, reference: Reference, dataset: Dataset, progress: Progress
 ) -> TargetAnswers:
-    """Images pass one at a time through single-threaded graphs, as on the device; every CPU has its own."""
-    ids, split, preprocessing = reference.ids, bundle.manifest.gate["split"], preprocessing_of(bundle.manifest)
-    routed = reference.routed(reference_policy(bundle.manifest))
+    ids, routed = reference.ids, reference.routed(reference_policy(bundle.manifest))
     branch, logits = np.empty(len(ids), np.int64), np.empty((len(ids), reference.logits.shape[-1]), np.float32)
-    matched, idle = np.empty_like(logits), SimpleQueue[RoutedGraphs]()
+    matched, preprocessing = np.empty_like(logits), preprocessing_of(bundle.manifest)
+
+    def answer(graphs: RoutedGraphs, at: int, source: Pixels) -> None:
+        branch[at], logits[at], matched[at] = _answer(graphs, source, preprocessing, int(routed[at]))
+
+    _each_image(bundle, (target, precision), ids, dataset, answer, progress)
+    return TargetAnswers(branch, logits, precision, matched)
+
+
+def answers_of_branch(
+    bundle: Bundle, system: Key, branch: str, ids: npt.NDArray[np.int64], dataset: Dataset, progress: Progress
+) -> npt.NDArray[np.float32]:
+    """Logits [n, classes] of one branch on these images of the gate's split, whatever the router says."""
+    graphs = bundle.manifest.graphs_of(*system)
+    logits = np.empty((len(ids), graphs[branch].outputs[0].shape[-1]), np.float32)
+    preprocessing = preprocessing_of(bundle.manifest)
+
+    def answer(graphs: RoutedGraphs, at: int, source: Pixels) -> None:
+        logits[at] = graphs.answer(source, preprocessing, branch).logits
+
+    _each_image(bundle, system, ids, dataset, answer, progress)
+    return logits
+
+
+def _each_image(
+    bundle: Bundle,
+    system: Key,
+    ids: npt.NDArray[np.int64],
+    dataset: Dataset,
+    do: Callable[[RoutedGraphs, int, Pixels], None],
+    progress: Progress,
+) -> None:
+    """Images pass one at a time through single-threaded graphs, as on the device; every CPU has its own."""
+    (target, precision), split, preprocessing = system, bundle.manifest.gate["split"], preprocessing_of(bundle.manifest)
+    idle = SimpleQueue[RoutedGraphs]()
     dataset.image(split, int(ids[0]))  # what is read once for all images is read before there are threads
 
     def answer(positions: range) -> int:
         graphs = idle.get()
         try:
             for at in positions:
-                source = preprocessing.source(dataset.image(split, int(ids[at])))
-                branch[at], logits[at], matched[at] = _answer(graphs, source, preprocessing, int(routed[at]))
+                do(graphs, at, preprocessing.source(dataset.image(split, int(ids[at]))))
         finally:
             idle.put(graphs)
         return positions.stop
@@ -119,7 +150,6 @@ def _answers(
             progress(f"{target} {precision} on the gate's images", done, len(ids))
     finally:
         pool.shutdown(cancel_futures=True)  # on a failure or Ctrl-C too: what has not begun is left
-    return TargetAnswers(branch, logits, precision, matched)
 
 
 def _answer(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from athe_export.bench.protocol import Plan, measure, of_session
 from athe_export.preprocessing import Tensor
 from athe_export.runtime.predictor import Session
 
@@ -27,21 +26,14 @@ class Pair:
 def slowdown(pairs: Sequence[Pair], rounds: int = _ROUNDS) -> float:
     """Time of an image through the candidates over that through the bases, medians weighted by share.
 
-    All graphs take turns in one run, each pair in alternating order, so that what else the machine does meets them alike.
-    Exactly 1 where every candidate is its own base.
+    All graphs take turns in one run, so that what else the machine does meets them alike. Exactly 1 where every candidate is
+    its own base.
     """
     if all(pair.candidate is pair.base for pair in pairs):
         return 1.0
-    times: dict[int, list[float]] = {}
-    for turn in range(-_WARM_UP, rounds):
-        for pair in pairs:
-            both = (pair.candidate, pair.base) if turn % 2 else (pair.base, pair.candidate)
-            for session in both if pair.candidate is not pair.base else both[:1]:
-                start = time.perf_counter()
-                session.run(pair.image)
-                if turn >= 0:
-                    times.setdefault(id(session), []).append(time.perf_counter() - start)
-    medians = {key: statistics.median(found) for key, found in times.items()}
+    graphs = {id(session): of_session(session, p.image) for p in pairs for session in (p.candidate, p.base)}
+    run = measure(graphs, Plan(rounds=rounds, slice_s=0, warm_up=_WARM_UP))
+    medians = {key: run.series[key].percentile(50) for key in graphs}
     candidates, bases = (
         sum(pair.share * medians[id(getattr(pair, side))] for pair in pairs) for side in ("candidate", "base")
     )

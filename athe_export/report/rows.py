@@ -27,6 +27,7 @@ def gate_said(verdict: str) -> str:
         "pass": "The parity gate passed.",
         "fail": "The parity gate failed; this bundle was not put in place.",
         "inconclusive": "The gate's images are too few to decide; this bundle was not put in place.",
+        "control": "Not gated: these are controls, which bench holds a bundle against.",
         "not_gated": "Not gated: the weights were never trained; shapes and speed only, accuracy means nothing.",
     }.get(verdict, f"The gate's verdict was {verdict}.")
 

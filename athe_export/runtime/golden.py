@@ -147,23 +147,26 @@ def check_golden(bundle: Bundle) -> tuple[tuple[GoldenResult, ...], tuple[NotRun
         Results, and the graphs that were not run with the reason: no graph is in both.
     """
     stored = read_golden(bundle)
-    images, missing = list(stored["images"]), unavailable(bundle.manifest.targets)
+    missing = unavailable(bundle.manifest.targets)
     results: list[GoldenResult] = []
     left: dict[tuple[str, str], list[str]] = {}
     for entry in bundle.manifest.graphs:
         why = missing.get(entry.target)
         try:
             if why is None:
-                session = open_session(bundle, entry)
-                found = graph_outputs(bundle, entry, images, session)
-                name = key(entry.target, entry.role, entry.precision)
-                result = _compare(bundle.manifest, name, stored[name], found)
-                results.append(dataclasses.replace(result, note=slower_here(session, entry)))
+                results.append(check_graph(bundle, entry, stored, open_session(bundle, entry)))
                 continue
         except (MissingDependency, EnvironmentFailure) as err:
             why = f"{err.what}; {err.remedy}"
         left.setdefault((entry.target, why), []).append(entry.file)
     return tuple(results), tuple(NotRun(target, why, tuple(files)) for (target, why), files in left.items())
+
+
+def check_graph(bundle: Bundle, entry: GraphEntry, stored: dict[str, npt.NDArray[Any]], session: Session) -> GoldenResult:
+    """One graph on the golden images, in a session of it; `stored` is what `read_golden` gives."""
+    found = graph_outputs(bundle, entry, list(stored["images"]), session)
+    name = key(entry.target, entry.role, entry.precision)
+    return dataclasses.replace(_compare(bundle.manifest, name, stored[name], found), note=slower_here(session, entry))
 
 
 def _compare(

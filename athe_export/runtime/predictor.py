@@ -20,6 +20,7 @@ from athe_export.runtime.onnx_session import OnnxSession, onnxruntime_available
 from athe_export.runtime.routing import RouterPolicy
 
 Logits = npt.NDArray[np.float32]
+Mark = Callable[[str], None]  # told that a part of an image's way is over: resize, router, branch
 
 
 class Session(Protocol):
@@ -93,6 +94,10 @@ def slower_here(session: Session, entry: GraphEntry) -> str | None:
     )
 
 
+def unmarked(part: str) -> None:
+    """Tells nobody."""
+
+
 class RoutedGraphs:
     """The sessions of one target and the policy between them; graphs are opened on first use."""
 
@@ -117,18 +122,39 @@ class RoutedGraphs:
                 self.notes.append(note)
         return self._sessions[role]
 
-    def answer(self, source: Pixels, preprocessing: Preprocessing, branch: str = "auto") -> Answer:
+    def answer(self, source: Pixels, preprocessing: Preprocessing, branch: str = "auto", mark: Mark = unmarked) -> Answer:
         """Routes and classifies one image at source size, uint8 [s, s, 3]; a branch that is named is taken unrouted."""
         score: float | None = None
         tensor = np.empty((0,), np.float32)
         if self._policy is not None and branch == "auto":
-            tensor = preprocessing.tensor(source, self._size("router"))
-            score = float(self.session("router").run(tensor).reshape(-1)[0])
+            score, tensor = self.score(source, preprocessing, mark)
         if branch == "auto":
-            branch = self.branches[self._policy.branch_of(score) if self._policy and score is not None else 0]
+            branch = self.branch_of(score)
         if tensor.shape[-1] != self._size(branch):  # else the router has seen the same pixels
             tensor = preprocessing.tensor(source, self._size(branch))
-        return Answer(self.session(branch).run(tensor).reshape(-1), branch, score)
+            mark("resize")
+        logits = self.session(branch).run(tensor).reshape(-1)
+        mark("branch")
+        return Answer(logits, branch, score)
+
+    def score(
+        self, source: Pixels, preprocessing: Preprocessing, mark: Mark = unmarked
+    ) -> tuple[float, npt.NDArray[np.float32]]:
+        """The router's difficulty of an image at source size, and the tensor that it has seen."""
+        tensor = preprocessing.tensor(source, self._size("router"))
+        mark("resize")
+        score = float(self.session("router").run(tensor).reshape(-1)[0])
+        mark("router")
+        return score, tensor
+
+    def branch_of(self, score: float | None) -> str:
+        """The branch of an image with this difficulty; without a router, the one that there is."""
+        return self.branches[self._policy.branch_of(score) if self._policy and score is not None else 0]
+
+    @property
+    def entries(self) -> Mapping[str, GraphEntry]:
+        """The graph in use of the router, where there is one, and of every branch."""
+        return self._entries
 
     def _size(self, role: str) -> int:
         return self._entries[role].inputs[0].shape[-1]

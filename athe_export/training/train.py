@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 
 from athe_export import __version__
+from athe_export.bench.machine import processor
 from athe_export.data.calibration import CalibrationSet, read_calibration_set
 from athe_export.data.source import Dataset, Progress, no_progress, open_dataset, require_split
 from athe_export.errors import RecipeError, UsageError
@@ -143,11 +142,7 @@ def _so_far(run: TrainingRun) -> dict[str, Any]:
 
 def _processor() -> str:
     """The processor's name, where the system says it, and how many threads torch uses."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{processor().name}, {torch.get_num_threads()} threads"
 
 
 def _round_to_half(model: AtheModel) -> None:

@@ -20,7 +20,8 @@ ALLOWED = {
     "data": {"errors", "preprocessing", "schema"},
     "parity": {"errors", "preprocessing", "bundle", "runtime", "data"},
     "report": {"bundle", "parity"},
-    "precision": {"errors", "preprocessing", "runtime", "data", "parity"},
+    "bench": {"errors", "preprocessing", "bundle", "runtime", "dependencies"},
+    "precision": {"errors", "preprocessing", "runtime", "data", "parity", "bench"},
     "recipe": {"errors", "schema", "recipe_checks", "train_spec"},
     "train_spec": {"schema"},
     "recipe_checks": set(),
@@ -76,13 +77,15 @@ def test_torch_is_imported_only_where_it_is_admitted(path: Path) -> None:
         assert not {name.split(".")[0] for name in imports(path)} & TORCH
 
 
-@pytest.mark.parametrize("part", ["runtime", "bundle", "parity", "preprocessing", "errors"])
+@pytest.mark.parametrize("part", ["runtime", "bundle", "parity", "bench", "preprocessing", "errors"])
 def test_the_device_needs_numpy_pillow_and_its_engine_alone(part: str) -> None:
     import sys
 
     used = {name.split(".")[0] for f in FILES if part_of(f) == part for name in imports(f)}
     if part == "bundle":
         used.discard("filelock")  # the writer's; reading needs the standard library alone
+    if part == "bench":
+        used.discard("platformdirs")  # where tune remembers; run does without
     assert used - set(sys.stdlib_module_names) - {"athe_export"} <= DEVICE_MAY
 
 
