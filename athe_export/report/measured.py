@@ -28,11 +28,13 @@ _VERDICTS = {"pass": "holds", "fail": "is broken", "inconclusive": "cannot be de
 
 
 def in_unit(name: str, value: float | None) -> str:
-    """A limit's figure in its unit: percentage points of a `…_pp`, per cent of an agreement, else plain."""
+    """A limit's figure in its unit: percentage points of a `…_pp`, dB of a `…_db`, per cent of an agreement, else plain."""
     if value is None:
         return ""
     if name.endswith("_pp"):
         return f"{_unsigned_zero(value):.2f} pp"
+    if name.endswith("_db"):
+        return f"{value:.1f} dB"
     return f"{100 * value:.2f}%" if name.endswith("agreement") else f"{value:g}"
 
 

@@ -225,3 +225,4 @@ def test_a_limit_is_said_in_its_unit_with_what_would_decide_it() -> None:
 
 def test_nothing_is_shown_as_minus_nothing() -> None:
     assert in_unit("x_pp", -0.001) == "0.00 pp"
+    assert in_unit("x.min_sqnr_db", 29.4091) == "29.4 dB"
