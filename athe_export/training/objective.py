@@ -82,7 +82,6 @@ def router_objective(phase: Phase, model: AtheModel, images: ImageSet) -> Object
     """Of the router's phases: the router alone is fitted, to classes first where asked, then to measured targets."""
     spec = model.recipe.train
     assert spec is not None and model.router is not None and model.recipe.router is not None
-    model.router.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its convolutions are quicker so
     parameters = list(model.router.parameters())
     loss = router_loss(model) if phase.kind == "router" else router_features_loss(model, spec)
     size = phase.spec.image_size or model.recipe.router.image_size

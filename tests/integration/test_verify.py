@@ -236,7 +236,8 @@ def test_a_missed_limit_fails_and_says_by_how_much(bundle: Path, data: Path) -> 
     error = error_of(found, 3, "gate_failed")
     assert "onnx.min_agreement 0.2 is broken" in error["message"] and "off by" in error["message"]
     broken = [limit["name"] for limit in found.document["parity"]["limits"] if limit["verdict"] == "fail"]
-    assert broken == ["onnx.min_agreement", "onnx.simple.min_agreement", "onnx.complex.min_agreement"]
+    branches = [f"onnx.{branch}.{limit}" for limit in ("min_agreement", "min_sqnr_db") for branch in ("simple", "complex")]
+    assert broken == ["onnx.min_agreement", *branches]
     assert all(g["passed"] for g in found.document["golden"])
 
 
