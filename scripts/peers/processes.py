@@ -24,8 +24,13 @@ ONE_THREAD = {
 }
 
 
-class Dead(Exception):
+class Dead(EnvironmentFailure):
     """The worker ended before it answered."""
+
+    def __init__(self, family: str, code: int, log: Path) -> None:
+        last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+        said = f"its process ended with code {code}" + (f": {last}" if last else "")
+        super().__init__(said, where=family, remedy="leave the family out: name the others with --family")
 
 
 class WorkerProcess:
@@ -38,12 +43,13 @@ class WorkerProcess:
     def __init__(self, family: str, job: Job, python: str = sys.executable) -> None:
         self._family, self._job, self._python = family, job, python
         self._opened: list[Row] = []
+        self._log = job.folder / f"{family}.log"
         self._process = self._started()
 
     def _started(self) -> subprocess.Popen[str]:
         paths = [str(SCRIPTS), str(SCRIPTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         surroundings = {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)}
-        with (self._job.folder / f"{self._family}.log").open("a") as log:
+        with self._log.open("a") as log:
             return subprocess.Popen(
                 [self._python, "-m", "peers.worker", str(self._job.folder)],
                 stdin=subprocess.PIPE,
@@ -67,7 +73,7 @@ class WorkerProcess:
         except OSError:
             line = ""
         if not line:
-            raise Dead(f"its process ended with code {self._process.wait()}")
+            raise Dead(self._family, self._process.wait(), self._log)
         return json.loads(line)
 
     def open(self, row: Row) -> str | None:
@@ -78,7 +84,7 @@ class WorkerProcess:
             self._process = self._started()
             for other in self._opened:
                 self.ask(do="open", row=_listed(other))
-            return str(err)
+            return err.what
         if why is None:
             self._opened.append(row)
         return why
@@ -87,10 +93,7 @@ class WorkerProcess:
         """One image of an open row, as the protocol wants it: the worker's own times are the parts."""
 
         def query() -> Lap:
-            try:
-                found = self.ask(do="query", row=_listed(row))
-            except Dead as err:
-                raise EnvironmentFailure(f"{row.name}: {err}", remedy="leave its family out with --family") from None
+            found = self.ask(do="query", row=_listed(row))
             return Lap("", {"image": found["resize"] + found["graph"], "graph": found["graph"], "cpu": found["cpu"]})
 
         return query

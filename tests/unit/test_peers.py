@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,14 +62,13 @@ def measured(times: dict[Row, float], given: dict[Row, Answers] | None = None) -
     )  # fmt: skip
 
 
-def found(job: Job, times: dict[Row, float], given: dict[Row, Answers] | None = None) -> dict[str, object]:
+def found(job: Job, times: dict[Row, float], given: dict[Row, Answers] | None = None) -> dict[str, Any]:
     made = document(measured(times, given), job, Plan(), quick=True)
     return made | {"goals": goals(made)}
 
 
-def of(document: dict[str, object], row: Row) -> dict[str, object]:
+def of(document: dict[str, Any], row: Row) -> dict[str, Any]:
     rows = document["rows"]
-    assert isinstance(rows, list)
     return next(r for r in rows if (r["peer"], r["precision"], r["graph"]) == (row.peer, row.precision, row.graph))
 
 
@@ -84,7 +84,6 @@ def test_what_was_not_measured_is_said_by_name_with_its_reason(job: Job) -> None
     document = found(job, {EAGER: 10.0})
     said = "\n".join(lines(document, document["goals"]))
     rows = document["rows"]
-    assert isinstance(rows, list)
     for row in rows:
         assert (row["not_measured"] is None) == (row["peer"] == REFERENCE and row["graph"] == DENSE)
         assert (row["image_ms"] is None) == (row["not_measured"] is not None)
@@ -103,15 +102,15 @@ def test_ratios_say_how_many_times_as_fast_the_row_is(job: Job) -> None:
     row = of(document, branch)
     assert document["fastest_dense_int8"] == int8.peer
     for name, value in (("vs_torch_eager_dense", 6.0), ("vs_own_dense", 2.0), ("vs_fastest_dense_int8", 2.0)):
-        assert row[f"image_{name}"]["value"] == pytest.approx(value)  # type: ignore[index]
-        assert row[f"graph_{name}"]["value"] == pytest.approx(value)  # type: ignore[index]
+        assert row[f"image_{name}"]["value"] == pytest.approx(value)
+        assert row[f"graph_{name}"]["value"] == pytest.approx(value)
     assert row["image_ms"] == pytest.approx(2.0) and row["graph_ms"] == pytest.approx(1.5)
 
 
 def test_our_fp32_rows_take_the_engines_dense_graph_where_there_are_no_controls(job: Job) -> None:
     ours = Row(OURS, "athe-export LiteRT fp32", "fp32", "routed simple")
     document = found(job, {ours: 2.0, Row("litert", "LiteRT fp32", "fp32", DENSE): 7.0})
-    assert of(document, ours)["image_vs_own_dense"]["value"] == pytest.approx(3.5)  # type: ignore[index]
+    assert of(document, ours)["image_vs_own_dense"]["value"] == pytest.approx(3.5)
     int8 = Row(OURS, "athe-export LiteRT int8", "int8", "routed simple")
     assert own_dense(int8) == [Row(OURS, int8.peer, "int8", DENSE)]  # no other tool quantizes as we do
 
@@ -137,7 +136,6 @@ def test_a_floor_is_the_time_of_the_multiplications_at_the_best_rates(job: Job) 
     row = Row("litert", "LiteRT int8 dynamic", "int8", DENSE)
     document = found(job, {EAGER: 1.0, row: 40.0, int8: 1e-2, fp32: 4e-2})
     floors = document["floors"]
-    assert isinstance(floors, list)
     floor = next(f for f in floors if (f["graph"], f["precision"]) == (DENSE, "int8"))
     macs = 4 * 8 * 16  # a product's, in 7.5 and 30 microseconds of graph
     expected = 512_000 / (macs / 7.5e-3) + 100_000 / (macs / 30e-3)
@@ -149,7 +147,7 @@ def test_a_floor_is_the_time_of_the_multiplications_at_the_best_rates(job: Job) 
 def test_no_floor_is_told_without_both_rates(job: Job) -> None:
     document = found(job, {EAGER: 1.0})
     floors = document["floors"]
-    assert isinstance(floors, list) and all(f["floor_ms"] is None for f in floors)
+    assert all(f["floor_ms"] is None for f in floors)
     assert of(document, EAGER)["share_of_floor"] is None
 
 
@@ -157,7 +155,7 @@ def test_every_field_of_the_json_is_documented(job: Job) -> None:
     page = (ROOT / "docs/benchmarks.md").read_text()
     document = found(job, {EAGER: 1.0})
     lists = [document[name] for name in ("rows", "rates", "floors")]
-    for name in (*document, *(key for found in lists for key in found[0])):  # type: ignore[index]
+    for name in (*document, *(key for found in lists for key in found[0])):
         assert f"`{name}`" in page, name
 
 
@@ -183,7 +181,7 @@ def test_whatever_a_package_raises_is_the_reason(job: Job, monkeypatch: pytest.M
     def refuse(job: Job, graph: str) -> object:
         raise RuntimeError(f"op TopK of {graph} is not supported\nby this package")
 
-    monkeypatch.setattr(openvino_peers, "PEERS", (Peer("refuses", "fp32", (), refuse),))  # type: ignore[arg-type]
+    monkeypatch.setattr(openvino_peers, "PEERS", (Peer("refuses", "fp32", (), refuse),))
     said = io.StringIO()
     serve(job, io.StringIO(json.dumps({"do": "open", "row": ["openvino", "refuses", "fp32", DENSE]}) + "\n"), said)
     assert json.loads(said.getvalue()) == {"why": "RuntimeError: op TopK of dense is not supported"}
