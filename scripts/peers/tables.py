@@ -76,7 +76,9 @@ def lines(document: Mapping[str, Any], goals: Mapping[str, float | None]) -> lis
     found += [f"noisy run, ratios to one decimal: {why}" for why in machine["noise"]]
     if document["fastest_dense_int8"]:
         found.append(f"fastest dense int8: {document['fastest_dense_int8']}")
-    found += [f"{name}: {NOT_MEASURED if value is None else f'{value:g}'}" for name, value in goals.items()]
+    found += [f"{name}: {value:g}" for name, value in goals.items() if value is not None]
+    if lacking := [name for name, value in goals.items() if value is None]:
+        found.append(f"{NOT_MEASURED}: " + "; ".join(lacking))
     for peer, why in _reasons(document):
         found.append(f"{NOT_MEASURED}: {peer}: {why}")
     return found
