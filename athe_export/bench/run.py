@@ -91,7 +91,7 @@ def bench_bundle(
         systems = {t: bundle.manifest.precisions(t)[0] for t in targets}
         cold = [cold_start(bundle.path, t, p, threads, photo, _COLD_STARTS[full]) for t, p in systems.items()]
     table = table_of(rows, run, threads)
-    spread, drift = _unrest(run.series[_FIXED_WORK])
+    spread, drift = unrest(run.series[_FIXED_WORK])
     noise = machine.disturbances(threads, run.busy, spread, drift, before, after)
     keys = [k for t in targets for k in keys_of(bundle.manifest, t)]
     routed = bundle.manifest.router is not None
@@ -125,7 +125,7 @@ def fixed_work() -> Lap:
     return UNSPLIT
 
 
-def _unrest(series: Series) -> tuple[float, float]:
+def unrest(series: Series) -> tuple[float, float]:
     """90th percentile of the fixed work over its median, and how much longer it took in the last third than in the first."""
     third = max(1, len(series.seconds) // 3)
     first, last = (float(np.median(part)) for part in (series.seconds[:third], series.seconds[-third:]))
