@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/athe-export build recipes/quickstart.yaml
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
