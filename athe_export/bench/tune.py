@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from athe_export.bench.machine import Processor, processor
 from athe_export.bench.protocol import Plan, Query, Ratio, lacking, measure, ratio, typical
 from athe_export.bench.rows import ImageToLabel, mix_of, mixed, photos_by_branch
@@ -122,14 +124,14 @@ def _candidates(
     bundle: Bundle, cpus: int, shares: Mapping[str, float]
 ) -> tuple[dict[Candidate, Query], dict[Candidate, str]]:
     """Those that answer correctly, ready to be timed, and why the others are out."""
-    why = unavailable(bundle.manifest.targets)
+    why, stored = unavailable(bundle.manifest.targets), read_golden(bundle)
     queries: dict[Candidate, Query] = {}
     out: dict[Candidate, str] = {}
     for target, precision in bundle.manifest.systems:
         for threads in thread_counts(cpus):
             candidate = Candidate(target, precision, threads)
             try:
-                found = why.get(target) or _ready(bundle, candidate, shares)
+                found = why.get(target) or _ready(bundle, candidate, stored, shares)
             except (MissingDependency, EnvironmentFailure) as err:
                 found = f"{err.what}; {err.remedy}"
             if isinstance(found, str):
@@ -139,9 +141,10 @@ def _candidates(
     return queries, out
 
 
-def _ready(bundle: Bundle, candidate: Candidate, shares: Mapping[str, float]) -> Query | str:
-    """A query of the candidate; or what it answers wrongly."""
-    stored = read_golden(bundle)
+def _ready(
+    bundle: Bundle, candidate: Candidate, stored: dict[str, npt.NDArray[Any]], shares: Mapping[str, float]
+) -> Query | str:
+    """A query of the candidate; or what it answers wrongly. `stored` is what `read_golden` gives."""
     graphs = RoutedGraphs(bundle, candidate.target, candidate.precision, candidate.threads)
     for role, entry in graphs.entries.items():
         result = check_graph(bundle, entry, stored, graphs.session(role))

@@ -99,16 +99,15 @@ def judge(
     """
     routed, every = reference.routed(policy), reference.answers()
     position = np.arange(len(routed))
-    expected, images = every[routed, position], Images(reference.labels, routed, branches)
+    expected, logits = every[routed, position], reference.logits[routed, position]
+    images = Images(reference.labels, routed, branches)
     rules = Rules(limits, len(answers) * (2 + len(branches) + (1 + 2 * len(branches) if policy is not None else 0)))
     results, rows, findings = {}, [], []
     for target, found in answers.items():
         own = _limits_of(target, images, every, expected, found, rules)
-        own += _noise_limits(target, images, reference.logits[routed, position], found, rules)
+        own += _noise_limits(target, images, logits, found, rules)
         results[target] = _measured(images, every, expected, found, limits.confidence) | {
-            "max_logit_difference": _largest_difference(
-                reference.logits[routed, position], found.logits, found.branch == routed
-            ),
+            "max_logit_difference": _largest_difference(logits, found.logits, found.branch == routed),
             "attribution": attribute(images, reference.ids, expected, found, (tokens or {}).get(target)),
         }
         rows += own

@@ -15,6 +15,7 @@ from athe_export.training.images import ImageSet, to_input
 
 BATCH = 256
 Correct = npt.NDArray[np.bool_]
+_Path = Callable[[Tensor], Tensor]  # normalised images -> logits
 
 
 def dense_correct(
@@ -28,22 +29,15 @@ def branch_correct(
     model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device, size: int | None = None
 ) -> Correct:
     """Whether each branch is right on each image, bool [n, branches]; `size` in place of the model's image size."""
-    paths = [lambda image, branch=b: model.logits(image, branch) for b in model.recipe.branches]
-    return _correct(model, paths, images, preprocessing, device, size)
+    return _correct(model, _branch_paths(model), images, preprocessing, device, size)
 
 
-@torch.no_grad()
 def label_probabilities(
     model: AtheModel, images: ImageSet, preprocessing: Preprocessing, device: torch.device
 ) -> npt.NDArray[np.float32]:
     """Each branch's probability of the image's label, float32 [n, branches]."""
-    model.eval()
-    rows = []
-    for pixels, label in images.batches(BATCH):
-        image = to_input(pixels.to(device), model.recipe.model.image_size, preprocessing)
-        sure = torch.stack([model.logits(image, b).float().softmax(-1) for b in model.recipe.branches], 1)
-        rows.append(sure[torch.arange(len(label), device=device), :, label.to(device)])
-    found: npt.NDArray[np.float32] = torch.cat(rows).cpu().numpy()
+    rows = _of_paths(model, _branch_paths(model), images, preprocessing, device, None, _probability)
+    found: npt.NDArray[np.float32] = rows.numpy()
     return found
 
 
@@ -60,19 +54,45 @@ def router_scores(
     return scores
 
 
-@torch.no_grad()
+def _branch_paths(model: AtheModel) -> list[_Path]:
+    return [lambda image, branch=b: model.logits(image, branch) for b in model.recipe.branches]
+
+
 def _correct(
     model: AtheModel,
-    paths: Sequence[Callable[[Tensor], Tensor]],
+    paths: Sequence[_Path],
     images: ImageSet,
     preprocessing: Preprocessing,
     device: torch.device,
     size: int | None,
 ) -> Correct:
+    correct: Correct = _of_paths(model, paths, images, preprocessing, device, size, _right).numpy()
+    return correct
+
+
+@torch.no_grad()
+def _of_paths(
+    model: AtheModel,
+    paths: Sequence[_Path],
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    size: int | None,
+    said: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """What `said` makes of each path's logits [batch, classes] and the labels [batch], on the CPU, [n, paths]."""
     model.eval()
     rows = []
     for pixels, label in images.batches(BATCH):
-        image = to_input(pixels.to(device), size or model.recipe.model.image_size, preprocessing)
-        rows.append(torch.stack([path(image).argmax(-1) == label.to(device) for path in paths], 1))
-    correct: Correct = torch.cat(rows).cpu().numpy()
-    return correct
+        image, labels = to_input(pixels.to(device), size or model.recipe.model.image_size, preprocessing), label.to(device)
+        rows.append(torch.stack([said(path(image), labels) for path in paths], 1))
+    return torch.cat(rows).cpu()
+
+
+def _right(logits: Tensor, label: Tensor) -> Tensor:
+    return logits.argmax(-1) == label
+
+
+def _probability(logits: Tensor, label: Tensor) -> Tensor:
+    """Of the label."""
+    return logits.float().softmax(-1).gather(1, label[:, None]).squeeze(1)
