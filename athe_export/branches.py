@@ -63,12 +63,21 @@ class _ToldTokens(nn.Module):
 
 @dataclass(frozen=True)
 class BranchGraphSource:
-    """What a target exports under one role: a module and its input size; `output` names what it returns."""
+    """What a target exports under one role: a module and its input size; `output` names what it returns.
+
+    The module takes normalised images [1, 3, size, size] or, in its deployed form, pixels [1, size, size, 3].
+    """
 
     role: str
     module: nn.Module
     image_size: int
     output: str
+    pixels: bool = False
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        size = self.image_size
+        return (1, size, size, 3) if self.pixels else (1, 3, size, size)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -77,7 +86,7 @@ class BranchGraphSource:
         named = [(n, m) for n, m in self.module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         hooks = [m.register_forward_hook(lambda *_, name=n: called.append(self.layer_name(name))) for n, m in named]
         with torch.no_grad():
-            self.module(torch.zeros(1, 3, self.image_size, self.image_size))
+            self.module(torch.zeros(self.input_shape))
         for hook in hooks:
             hook.remove()
         return tuple(called)

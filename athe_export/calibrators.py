@@ -19,7 +19,7 @@ from athe_export.assembly import TargetGraph
 from athe_export.data.calibration import BranchShare, disjoint_draws, split_by_branch
 from athe_export.data.source import Progress
 from athe_export.held_out import ROUTER, HeldOut, Outputs, Trial, draw_held_out, outputs_on
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec
 from athe_export.runtime.predictor import ENGINES
 from athe_export.system import CalibrationImages, Prepared
@@ -32,14 +32,14 @@ Spec = TypeVar("Spec", OnnxQuantizeSpec, LitertQuantizeSpec)
 @dataclass(frozen=True)
 class Job:
     """A graph to quantize: its target and role, input size in pixels, how it is quantized and its calibration images,
-    float32 [1, 3, size, size], anew at each call."""
+    as its graphs take them, anew at each call."""
 
     target: str
     role: str
     image_size: int
     graph: TargetGraph
-    quantize: Callable[[Any, Iterable[Tensor]], TargetGraph]
-    images: Callable[[], Iterable[Tensor]]
+    quantize: Callable[[Any, Iterable[GraphInput]], TargetGraph]
+    images: Callable[[], Iterable[GraphInput]]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class CalibrationStudy:
         trials.append(self._trial(job, held, quantized, "the recipe's calibration set"))
         for number, (images, shares) in enumerate(self._other_draws(held), 1):
             share = None if job.role == ROUTER else shares[held.branches.index(job.role)]
-            graph = job.quantize(spec, images.tensors(share, job.image_size))
+            graph = job.quantize(spec, images.pixels(share, job.image_size))
             trials.append(self._trial(job, held, graph, f"draw {number}"))
 
     def to_json(self) -> dict[str, Any]:

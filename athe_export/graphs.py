@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -12,15 +11,14 @@ from athe_export.assembly import TargetGraph
 from athe_export.branches import BranchGraphSource
 from athe_export.build_gate import ExportedGraphs
 from athe_export.calibrators import AUTO, CalibrationStudy, Job
+from athe_export.deployed import CENTRED, PLAIN, UNFOLDED, deployed
 from athe_export.layer_precision import PrecisionStudy
-from athe_export.model.equalise import unfolded
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import Pixels
 from athe_export.recipe import LitertTarget, OnnxTarget
-from athe_export.runtime.litert_session import LitertSession
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.stages import StageTimer
 from athe_export.system import Prepared
-from athe_export.targets.equality import require_equal
+from athe_export.targets.equality import require_alike, require_equal
 from athe_export.targets.keep_float import kept_float
 from athe_export.targets.litert.export import export as litert_export
 from athe_export.targets.litert.quantize import quantize as litert_quantize
@@ -68,11 +66,11 @@ def target_graphs(
             yield quantized
 
 
-def calibration_tensors(prepared: Prepared, source: BranchGraphSource) -> Iterator[Tensor]:
+def calibration_pixels(prepared: Prepared, source: BranchGraphSource) -> Iterator[Pixels]:
     """A branch is calibrated on images that are routed to it, the router on all."""
     names = [b.name for b in prepared.file.recipe.branches]
     share = None if source.role == "router" else prepared.routing.shares[names.index(source.role)]
-    return prepared.images.tensors(share, source.image_size)
+    return prepared.images.pixels(share, source.image_size)
 
 
 def export_graph(prepared: Prepared, source: BranchGraphSource, spec: OnnxTarget | LitertTarget) -> TargetGraph:
@@ -81,15 +79,16 @@ def export_graph(prepared: Prepared, source: BranchGraphSource, spec: OnnxTarget
     Raises:
         ExportError: it cannot be exported, or is not what torch computes.
     """
-    checked = tuple(prepared.images.tensors(None, source.image_size, CHECK_IMAGES))
+    images, norms = prepared.images, PLAIN
     if isinstance(spec, LitertTarget):
-        if not prepared.system.equalised:
-            return litert_export(source, checked)
-        converted = litert_export(dataclasses.replace(source, module=unfolded(source.module)), checked)
-        require_equal(LitertSession(converted.content), source, checked, "export with norms written out")
-        return converted
-    graph = simplify(onnx_export(source, spec.opset, checked))
-    require_equal(OnnxSession(graph.content), source, checked, "simplification")
+        norms = UNFOLDED if prepared.system.equalised else CENTRED
+    made = deployed(source, images.preprocessing, norms)
+    checked = tuple(images.pixels(None, source.image_size, CHECK_IMAGES))
+    require_alike(made, source, checked, tuple(images.tensors(None, source.image_size, CHECK_IMAGES)))
+    if isinstance(spec, LitertTarget):
+        return litert_export(made, checked)
+    graph = simplify(onnx_export(made, spec.opset, checked))
+    require_equal(OnnxSession(graph.content), made, checked, "simplification")
     return graph
 
 
@@ -102,5 +101,5 @@ def is_quantized(source: BranchGraphSource, spec: OnnxTarget | LitertTarget) -> 
 
 def quantize_job(target: str, prepared: Prepared, source: BranchGraphSource, graph: Any) -> Job:
     """How a role of a target becomes int8 in this build; `graph` is its fp32 graph."""
-    quantize, images = partial(_QUANTIZE[target], graph), partial(calibration_tensors, prepared, source)
+    quantize, images = partial(_QUANTIZE[target], graph), partial(calibration_pixels, prepared, source)
     return Job(target, source.role, source.image_size, graph, quantize, images)

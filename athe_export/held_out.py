@@ -15,7 +15,7 @@ import numpy.typing as npt
 from athe_export.data.source import Dataset, Progress, require_split
 from athe_export.errors import RecipeError
 from athe_export.precision.subject import Clock, distance, outputs
-from athe_export.preprocessing import Pixels, Preprocessing, Tensor
+from athe_export.preprocessing import Pixels, Preprocessing
 from athe_export.recipe import Recipe
 from athe_export.runtime.predictor import Session
 from athe_export.runtime.routing import RouterPolicy, match_policy
@@ -69,12 +69,12 @@ class HeldOut:
             return np.arange(len(self.sources))
         return np.flatnonzero(self.routed == self.branches.index(role))
 
-    def tensors(self, role: str, size: int) -> Iterator[Tensor]:
-        """The images of a graph, float32 [1, 3, size, size] each."""
-        return (self.preprocessing.tensor(self.sources[p], size) for p in self.positions(role))
+    def pixels(self, role: str, size: int) -> Iterator[Pixels]:
+        """The images of a graph, uint8 [1, size, size, 3] each."""
+        return (self.preprocessing.resized(self.sources[p], size)[None] for p in self.positions(role))
 
     def compare(self, role: str, exact: Outputs, found: Outputs) -> Trial:
-        """`found` against `exact`: outputs of two graphs of a role on `tensors`, float32 [n, classes] or [n, 1]."""
+        """`found` against `exact`: outputs of two graphs of a role on `pixels`, float32 [n, classes] or [n, 1]."""
         far = distance(exact, found)
         if role == ROUTER:
             return Trial(len(exact), float(np.mean(self._routed_alike(exact[:, 0], found[:, 0]))), far.sqnr_db, None)
@@ -136,4 +136,4 @@ def draw_held_out(prepared: Prepared, key: str, count: int = HELD_OUT_IMAGES) ->
 
 def outputs_on(session: Session, held: HeldOut, role: str, size: int, said: str, progress: Progress) -> Outputs:
     """A graph's outputs on its held-out images, float32 [n, classes], of a router [n, 1]."""
-    return outputs(session, held.tensors(role, size), len(held.positions(role)), Clock(), progress, said)
+    return outputs(session, held.pixels(role, size), len(held.positions(role)), Clock(), progress, said)

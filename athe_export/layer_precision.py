@@ -22,7 +22,7 @@ from athe_export.precision.search import Found, search
 from athe_export.precision.sensitivity import BranchSensitivity, measure, rank
 from athe_export.precision.subject import Clock, Subject
 from athe_export.precision.trial import Bench, Limits
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.recipe import AutoPrecisionSpec, LitertQuantizeSpec, OnnxQuantizeSpec, Recipe, SensitivitySpec
 from athe_export.runtime.predictor import ENGINES, Session
 from athe_export.stages import StageTimer
@@ -135,14 +135,14 @@ def int8_layers(graph: TargetGraph, spec: AnySpec) -> tuple[str, ...]:
 
 
 def subject_of(
-    job: Job, spec: AnySpec, images: Callable[[], Iterable[Tensor]], labels: Any, calibration: int | None = None
+    job: Job, spec: AnySpec, images: Callable[[], Iterable[GraphInput]], labels: Any, calibration: int | None = None
 ) -> Subject:
     """A branch's graph as a subject.
 
     Args:
         job: how it is quantized.
         spec: with a calibrator by name.
-        images: its held-out images, float32 [1, 3, size, size], anew at each call.
+        images: its held-out images, as its graphs take them, anew at each call.
         labels: of those, int64 [n].
         calibration: how many of the branch's calibration images a graph is made with; None: all.
     """
@@ -158,7 +158,7 @@ def subject_of(
 def _subjects(jobs: Sequence[Job], spec: AnySpec, held: HeldOut, calibration: int | None) -> tuple[Subject, ...]:
     return tuple(
         subject_of(
-            job, spec, partial(held.tensors, job.role, job.image_size), held.labels[held.positions(job.role)], calibration
+            job, spec, partial(held.pixels, job.role, job.image_size), held.labels[held.positions(job.role)], calibration
         )
         for job in jobs
         if job.role != ROUTER

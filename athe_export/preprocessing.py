@@ -1,6 +1,7 @@
 """The one path from an image to a tensor: calibration, parity, golden tests and the device all come through here.
 
-photo -> RGB -> shorter side to `source_size`, centre crop -> uint8 source -> `size` x `size` pixels -> normalised NCHW.
+photo -> RGB -> shorter side to `source_size`, centre crop -> uint8 source -> `size` x `size` pixels, as graphs take them ->
+normalised NCHW, as torch takes it, and the graphs of older bundles.
 The middle step exists because the model learnt from small images: a sharp photo resized straight to the input
 size is not what it saw. numpy and Pillow alone.
 """
@@ -32,6 +33,7 @@ _TURNS = {  # EXIF orientation -> what brings the image upright
 }
 Pixels = npt.NDArray[np.uint8]
 Tensor = npt.NDArray[np.float32]
+GraphInput = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # pixels [1, size, size, 3], or a tensor [1, 3, size, size]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Preprocessing:
             return source
         return np.asarray(Image.fromarray(source).resize((size, size), self._filter()))
 
+    def graph_input(self, source: Pixels, shape: tuple[int, ...]) -> GraphInput:
+        """What a graph with this input shape takes: pixels uint8 [1, size, size, 3], or a `tensor` [1, 3, size, size]."""
+        return self.resized(source, shape[1])[None] if takes_pixels(shape) else self.tensor(source, shape[-1])
+
     def tensor(self, source: Pixels, size: int) -> Tensor:
         """uint8 source image -> float32 [1, 3, size, size], normalised."""
         scaled = self.resized(source, size).astype(np.float32) / np.float32(255)
@@ -87,6 +93,16 @@ class Preprocessing:
 
     def _filter(self) -> Image.Resampling:
         return {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[self.resize]
+
+
+def takes_pixels(shape: tuple[int, ...]) -> bool:
+    """Whether an input of this shape is pixels, channels last, rather than a normalised image, channels first."""
+    return shape[-1] == 3
+
+
+def input_size(shape: tuple[int, ...]) -> int:
+    """Height and width of the image that an input of this shape takes."""
+    return shape[1] if takes_pixels(shape) else shape[-1]
 
 
 def _middle(pixels: Pixels) -> Pixels:

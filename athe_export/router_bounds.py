@@ -129,8 +129,8 @@ def _scores(bundle: Bundle, entry: GraphEntry, prepared: Prepared) -> tuple[Scor
 
     def run(split: str, ids: tuple[int, ...]) -> Scores:
         sources = (preprocessing.source(prepared.dataset.image(split, i)) for i in ids)
-        size = spec.image_size
-        return np.array([session.run(preprocessing.tensor(s, size)).reshape(-1)[0] for s in sources], np.float32)
+        given = (preprocessing.graph_input(s, session.input_shape) for s in sources)
+        return np.array([session.run(g).reshape(-1)[0] for g in given], np.float32)
 
     held = None if routing.held_out is None else tuple(int(i) for i in routing.held_out.ids)
     held_scores = None if held is None else run(HOLDOUT, held)

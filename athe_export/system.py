@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -55,9 +55,14 @@ class CalibrationImages:
 
     def tensors(self, share: BranchShare | None, size: int, limit: int | None = None) -> Iterator[Tensor]:
         """Streams a branch's images (all of them without a share), `limit` at most, as float32 [1, 3, size, size]."""
-        positions = range(len(self.sources)) if share is None else share.positions
-        positions = positions[:limit]
-        return (self.preprocessing.tensor(self.sources[p], size) for p in positions)
+        return (self.preprocessing.tensor(self.sources[p], size) for p in self._positions(share)[:limit])
+
+    def pixels(self, share: BranchShare | None, size: int, limit: int | None = None) -> Iterator[Pixels]:
+        """The same as pixels uint8 [1, size, size, 3], which graphs take."""
+        return (self.preprocessing.resized(self.sources[p], size)[None] for p in self._positions(share)[:limit])
+
+    def _positions(self, share: BranchShare | None) -> Sequence[int]:
+        return range(len(self.sources)) if share is None else share.positions
 
 
 def load_system(file: RecipeFile, images: CalibrationImages, seed: int | None, path: str | None) -> System:

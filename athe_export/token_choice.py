@@ -12,7 +12,7 @@ from athe_export.bundle.reader import Bundle
 from athe_export.data.source import Dataset, Progress
 from athe_export.parity.answers import TargetAnswers, TokenFindings
 from athe_export.parity.hops import Key
-from athe_export.preprocessing import Preprocessing, Tensor
+from athe_export.preprocessing import Preprocessing
 from athe_export.reference import TorchReference, TracedReference
 from athe_export.runtime.predictor import ENGINES, Session, preprocessing_of
 from athe_export.targets.litert.tokens import token_graphs as litert_token_graphs
@@ -79,10 +79,9 @@ class _Chooser:
 
     def tokens(self, images: GateImages, position: int) -> tuple[Indices, ...]:
         """What each stage chooses of the patches that reach it, int64 [k]."""
-        tensor: Tensor = self.preprocessing.tensor(
-            self.preprocessing.source(_image(images, position)), self.stages[0].input_shape[-1]
-        )
-        return tuple(stage.run(tensor).reshape(-1).astype(np.int64) for stage in self.stages)
+        source = self.preprocessing.source(_image(images, position))
+        given = self.preprocessing.graph_input(source, self.stages[0].input_shape)
+        return tuple(stage.run(given).reshape(-1).astype(np.int64) for stage in self.stages)
 
 
 def _image(images: GateImages, position: int) -> npt.NDArray[np.uint8]:

@@ -27,9 +27,10 @@ from recipe_branches import recipe_branches
 from athe_export.bench.machine import pinned
 from athe_export.bench.protocol import Plan, measure, of_session
 from athe_export.branches import BranchGraphSource
-from athe_export.preprocessing import Tensor
+from athe_export.deployed import CENTRED, PLAIN, deployed
+from athe_export.preprocessing import Pixels, Preprocessing
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec
-from athe_export.runtime.litert_session import LitertSession
+from athe_export.runtime.litert_session import LitertSession, pixels_as_int8
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.runtime.predictor import Session
 from athe_export.targets.litert.export import export as litert_export
@@ -45,7 +46,7 @@ STATIC, DYNAMIC, EVERY_OP = "static_wi8_ai8", "dynamic_wi8_afp32", "every op"
 
 
 class Images(CalibrationDataReader):
-    def __init__(self, images: list[Tensor]) -> None:
+    def __init__(self, images: list[Pixels]) -> None:
         self._images = iter(images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -53,7 +54,7 @@ class Images(CalibrationDataReader):
         return None if image is None else {"image": image}
 
 
-def onnx_every_op(graph: OnnxGraph, images: list[Tensor]) -> bytes:
+def onnx_every_op(graph: OnnxGraph, images: list[Pixels]) -> bytes:
     """ONNX Runtime's own choice of ops, as a user who calls it without thinking gets it."""
     with tempfile.TemporaryDirectory() as name:
         source, result = Path(name) / "fp32.onnx", Path(name) / "int8.onnx"
@@ -70,19 +71,20 @@ def onnx_every_op(graph: OnnxGraph, images: list[Tensor]) -> bytes:
         return result.read_bytes()
 
 
-def litert_every_op(graph: LitertGraph, images: list[Tensor]) -> bytes:
+def litert_every_op(graph: LitertGraph, images: list[Pixels]) -> bytes:
     """The same of ai-edge-quantizer; input and output stay float32, as in the other graphs."""
     job = quantizer.Quantizer(graph.content)
     job.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
     for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
         job.update_quantization_recipe(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
     (name,) = (s.signatureKey.decode() for s in job._float_model.signatureDefs)
-    ranges = job.calibrate({name: [{"image": image} for image in images]})
+    ranges = job.calibrate({name: [{"image": pixels_as_int8(image)} for image in images]})
     return bytes(job.quantize(ranges, enable_progress_report=False).quantized_model)
 
 
-def onnx_variants(source: BranchGraphSource, images: list[Tensor]) -> dict[str, Session]:
-    graph, static = simplify(onnx_export(source, 20, images[:1])), OnnxQuantizeSpec()
+def onnx_variants(source: BranchGraphSource, images: list[Pixels], preprocessing: Preprocessing) -> dict[str, Session]:
+    made, static = deployed(source, preprocessing, PLAIN), OnnxQuantizeSpec()
+    graph = simplify(onnx_export(made, 20, images[:1]))
     models = {
         "fp32": graph.content,
         STATIC: onnx_quantize(graph, static, images).content,
@@ -93,8 +95,8 @@ def onnx_variants(source: BranchGraphSource, images: list[Tensor]) -> dict[str, 
     return {name: OnnxSession(model) for name, model in models.items()}
 
 
-def litert_variants(source: BranchGraphSource, images: list[Tensor]) -> dict[str, Session]:
-    graph = litert_export(source, images[:1])
+def litert_variants(source: BranchGraphSource, images: list[Pixels], preprocessing: Preprocessing) -> dict[str, Session]:
+    graph = litert_export(deployed(source, preprocessing, CENTRED), images[:1])
     models = {
         "fp32": graph.content,
         STATIC: litert_quantize(graph, LitertQuantizeSpec(scheme=STATIC), images).content,
@@ -107,14 +109,14 @@ def litert_variants(source: BranchGraphSource, images: list[Tensor]) -> dict[str
 VARIANTS = {"onnx": onnx_variants, "litert": litert_variants}
 
 
-def medians(sessions: dict[Key, Session], image: Tensor, runs: int) -> dict[Key, float]:
+def medians(sessions: dict[Key, Session], image: Pixels, runs: int) -> dict[Key, float]:
     """Milliseconds, interleaved."""
     rows = {key: of_session(session, image) for key, session in sessions.items()}
     run = measure(rows, Plan(rounds=runs, slice_s=0, warm_up=5))
     return {key: 1e3 * run.series[key].percentile(50) for key in sessions}
 
 
-def compared(sessions: dict[Key, Session], image: Tensor, runs: int) -> dict[str, Any]:
+def compared(sessions: dict[Key, Session], image: Pixels, runs: int) -> dict[str, Any]:
     """What is printed of one branch."""
     ms = medians(sessions, image, runs)
     result: dict[str, Any] = {}
@@ -142,10 +144,11 @@ def main() -> None:
     parser.add_argument("--full-size", action="store_true", help="DeiT-Tiny/16 at 224 pixels in place of the recipe's model")
     args = parser.parse_args()
     targets = tuple(VARIANTS) if args.target == "both" else (args.target,)
-    sources, images = recipe_branches(args.recipe, args.full_size, args.dense)
+    sources, images, preprocessing = recipe_branches(args.recipe, args.full_size, args.dense)
     result = {}
     for source in sources:
-        sessions = {(target, name): s for target in targets for name, s in VARIANTS[target](source, images).items()}
+        variants = {target: VARIANTS[target](source, images, preprocessing) for target in targets}
+        sessions = {(target, name): session for target, own in variants.items() for name, session in own.items()}
         with pinned(1):
             result[source.role] = compared(sessions, images[0], args.runs)
     print(json.dumps({"branches": result, "runs": args.runs, "threads": 1}, indent=2))

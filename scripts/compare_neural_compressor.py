@@ -37,14 +37,15 @@ from recipe_arguments import recipe_parser
 from athe_export import console
 from athe_export.branches import BranchGraphSource
 from athe_export.data.source import no_progress
-from athe_export.graphs import calibration_tensors, export_graph, quantize_job
+from athe_export.deployed import PLAIN, deployed
+from athe_export.graphs import calibration_pixels, export_graph, quantize_job
 from athe_export.held_out import HeldOut, draw_held_out
 from athe_export.layer_precision import subject_of
 from athe_export.pipeline import prepare
 from athe_export.precision.sensitivity import BranchSensitivity, measure
 from athe_export.precision.subject import Clock, Subject
 from athe_export.precision.trial import Bench, Limits
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.recipe import load_recipe
 from athe_export.stages import StageTimer
 from athe_export.system import Prepared
@@ -58,17 +59,17 @@ class TorchSession:
     """A torch module as a session."""
 
     def __init__(self, module: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
-        self._module, self.input_shape, self.output_shape = module, (1, 3, size, size), (1, 0)
+        self._module, self.input_shape, self.output_shape = module, (1, size, size, 3), (1, 0)
 
     @torch.no_grad()
-    def run(self, image: Tensor) -> np.ndarray:
+    def run(self, image: GraphInput) -> np.ndarray:
         return self._module(torch.from_numpy(image)).numpy()
 
 
 class Pt2e:
     """A branch exported by neural-compressor, to be quantized with any layers kept float."""
 
-    def __init__(self, source: BranchGraphSource, images: Sequence[Tensor], observer: str) -> None:
+    def __init__(self, source: BranchGraphSource, images: Sequence[GraphInput], observer: str) -> None:
         self.source, self._images, self._observer = source, images, observer
         self.example = (torch.from_numpy(images[0]),)
         self.exported = export(source.module, self.example)
@@ -93,7 +94,7 @@ class Pt2e:
         made = quantize(module, self.config(keep), run_fn=self.calibrate, example_inputs=self.example, inplace=True)
         return TorchSession(made, self.source.image_size)
 
-    def subject(self, images: Callable[[], Iterable[Tensor]], labels: np.ndarray) -> Subject:
+    def subject(self, images: Callable[[], Iterable[GraphInput]], labels: np.ndarray) -> Subject:
         layers = tuple(name for name in self.source.layers if name not in self.scorers)
         fp32 = TorchSession(self.source.module, self.source.image_size)
         return Subject(self.source.role, layers, fp32, self.quantized, images, labels)
@@ -134,9 +135,9 @@ def alone(subject: Subject) -> tuple[BranchSensitivity, float]:
 def compared(prepared: Prepared, source: BranchGraphSource, held: HeldOut, args: argparse.Namespace) -> dict[str, Any]:
     """One branch in torch and in each target."""
     recipe, role, size = prepared.file.recipe, source.role, source.image_size
-    images, labels = partial(held.tensors, role, size), held.labels[held.positions(role)]
-    fed = list(calibration_tensors(prepared, source))[: args.calibration]
-    pt2e = Pt2e(source, fed, args.observer)
+    images, labels = partial(held.pixels, role, size), held.labels[held.positions(role)]
+    fed = list(calibration_pixels(prepared, source))[: args.calibration]
+    pt2e = Pt2e(deployed(source, prepared.images.preprocessing, PLAIN), fed, args.observer)
     subjects = {TORCH: pt2e.subject(images, labels)}
     for target in recipe.targets.names:
         spec = getattr(recipe.targets, target)

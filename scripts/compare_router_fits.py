@@ -32,10 +32,12 @@ Half = npt.NDArray[np.int64]
 def router_scores(bundle: Bundle, entry: GraphEntry, reference: Reference, data_root: Path | None) -> Scores:
     """The int8 router's difficulty of the reference's images, float32 [n]."""
     manifest, preprocessing, session = bundle.manifest, preprocessing_of(bundle.manifest), open_session(bundle, entry)
-    name, split, size = manifest.dataset["name"], manifest.gate["split"], entry.inputs[0].shape[-1]
+    name, split = manifest.dataset["name"], manifest.gate["split"]
     dataset = open_dataset(name, data_root, data_root if name == "folder" else None)
     sources = (preprocessing.source(dataset.image(split, int(i))) for i in reference.ids)
-    return np.array([session.run(preprocessing.tensor(s, size)).reshape(-1)[0] for s in sources], np.float32)
+    return np.array(
+        [session.run(preprocessing.graph_input(s, session.input_shape)).reshape(-1)[0] for s in sources], np.float32
+    )
 
 
 def fits(

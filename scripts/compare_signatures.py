@@ -88,16 +88,6 @@ def common_file(sources: list[BranchGraphSource], separate: dict[str, LitertGrap
     return pack(model)
 
 
-def inlined(content: bytes) -> Any:
-    """The file's model, with its buffers in it: the quantizer appends them to the file."""
-    model = unpack(content)
-    for buffer in model.buffers:
-        if buffer.offset > 1:
-            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
-    return model
-
-
 def only(model: Any, role: str) -> bytes:
     """The common file with the subgraph of one branch first, which an interpreter's list of ops is of."""
     copy = unpack(pack(model))
@@ -172,7 +162,7 @@ def compared(
     separate: dict[str, LitertGraph], common: bytes, images: list[Tensor], runs: int, folder: Path
 ) -> dict[str, Any]:
     """What is printed of one precision."""
-    whole, model = folder / "common.tflite", inlined(common)
+    whole, model = folder / "common.tflite", unpack(common)
     whole.write_bytes(common)
     files = {role: folder / f"{role}.tflite" for role in separate}
     total = sum(len(g.content) for g in separate.values())
@@ -201,7 +191,8 @@ def main() -> None:
     parser.add_argument("--full-size", action="store_true", help="DeiT-Tiny/16 at 224 pixels in place of the recipe's model")
     parser.add_argument("--runs", type=int, default=15, help="processes a form and branch")
     args = parser.parse_args()
-    sources, images = recipe_branches(args.recipe, args.full_size, dense=False)
+    sources, pixels, preprocessing = recipe_branches(args.recipe, args.full_size, dense=False)
+    images = [preprocessing.tensor(p[0], p.shape[1]) for p in pixels]
     fp32 = {source.role: export(source, images[:1]) for source in sources}
     own = {role: images[index :: len(fp32)] for index, role in enumerate(fp32)}
     int8 = {role: quantize(graph, LitertQuantizeSpec(), own[role]) for role, graph in fp32.items()}

@@ -10,14 +10,14 @@ import torch
 
 from athe_export.branches import BranchGraphSource, build_branch
 from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import Pixels, Preprocessing
 from athe_export.recipe import BranchSpec, load_recipe
 
 IMAGES = 8
 
 
-def recipe_branches(path: Path, full_size: bool, dense: bool) -> tuple[list[BranchGraphSource], list[Tensor]]:
-    """The branches, and noise in place of images, float32 [1, 3, size, size] each.
+def recipe_branches(path: Path, full_size: bool, dense: bool) -> tuple[list[BranchGraphSource], list[Pixels], Preprocessing]:
+    """The branches, noise in place of images, uint8 [1, size, size, 3] each, and how the recipe normalises images.
 
     Args:
         path: the recipe. Its checkpoint is used where the file exists; without it weights are random, and so are the
@@ -42,5 +42,5 @@ def recipe_branches(path: Path, full_size: bool, dense: bool) -> tuple[list[Bran
     size, branches = recipe.model.image_size, list(recipe.branches)
     if dense:
         branches.append(BranchSpec("dense", recipe.model.heads))
-    images = [np.random.RandomState(i).randn(1, 3, size, size).astype(np.float32) for i in range(IMAGES)]
-    return [build_branch(model, branch) for branch in branches], images
+    images = [np.random.RandomState(i).randint(0, 256, (1, size, size, 3)).astype(np.uint8) for i in range(IMAGES)]
+    return [build_branch(model, branch) for branch in branches], images, Preprocessing(**vars(recipe.data.preprocessing))

@@ -20,7 +20,7 @@ from tests.tools import Outcome, command, output_of
 if TYPE_CHECKING:
     from athe_export.branches import BranchGraphSource
     from athe_export.model.athe import AtheModel
-    from athe_export.preprocessing import Tensor
+    from athe_export.preprocessing import Pixels, Preprocessing, Tensor
     from athe_export.recipe import Recipe
     from athe_export.targets.litert.graph import LitertGraph
 
@@ -219,15 +219,27 @@ def litert_only(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def real_images(tiny_inputs: Path) -> tuple[Tensor, ...]:
-    """Images of the generated test split as the tiny model sees them, float32 [1, 3, 32, 32]."""
-    from athe_export.data.shapes import Shapes
+def tiny_preprocessing(tiny_inputs: Path) -> Preprocessing:
+    """As the tiny recipe has it."""
     from athe_export.preprocessing import Preprocessing
     from athe_export.recipe import load_recipe
 
-    spec = load_recipe(tiny_inputs / "recipe.yaml").recipe.data.preprocessing
-    preprocessing, shapes = Preprocessing(**vars(spec)), Shapes()
-    return tuple(preprocessing.tensor(preprocessing.source(shapes.image("test", i)), 32) for i in range(24))
+    return Preprocessing(**vars(load_recipe(tiny_inputs / "recipe.yaml").recipe.data.preprocessing))
+
+
+@pytest.fixture(scope="session")
+def real_pixels(tiny_preprocessing: Preprocessing) -> tuple[Pixels, ...]:
+    """Images of the generated test split as the tiny model's graphs take them, uint8 [1, 32, 32, 3]."""
+    from athe_export.data.shapes import Shapes
+
+    shapes = Shapes()
+    return tuple(tiny_preprocessing.source(shapes.image("test", i))[None] for i in range(24))
+
+
+@pytest.fixture(scope="session")
+def real_images(tiny_preprocessing: Preprocessing, real_pixels: tuple[Pixels, ...]) -> tuple[Tensor, ...]:
+    """The same as the tiny model takes them in torch, float32 [1, 3, 32, 32]."""
+    return tuple(tiny_preprocessing.tensor(pixels[0], 32) for pixels in real_pixels)
 
 
 @pytest.fixture(scope="session")

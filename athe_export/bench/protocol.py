@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from athe_export.preprocessing import GraphInput
+
 Clock = Callable[[], float]
 Seconds = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
@@ -38,7 +40,7 @@ Query = Callable[[], Lap]
 class Runs(Protocol):
     """A graph in an engine."""
 
-    def run(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+    def run(self, image: GraphInput) -> npt.NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ def measure(
     return Run({key: _joined(found) for key, found in taken.items()}, cpu / wall if wall else 1.0)
 
 
-def of_session(session: Runs, image: npt.NDArray[np.float32]) -> Query:
-    """A row that is one graph on one tensor, nothing else."""
+def of_session(session: Runs, image: GraphInput) -> Query:
+    """A row that is one graph on one input, nothing else."""
 
     def query() -> Lap:
         session.run(image)

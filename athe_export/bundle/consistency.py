@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from athe_export.bundle.manifest import Manifest
+from athe_export.bundle.manifest import Manifest, TensorInfo
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _RESIZE = ("bicubic", "bilinear")
@@ -68,10 +68,18 @@ def _graphs(m: Manifest) -> Iterator[str]:
         yield "graphs lists one graph of a target, role and precision twice"
     tolerance = m.golden.get("tolerance")
     for g in m.graphs:
-        if len(g.inputs) != 1 or len(g.outputs) != 1 or g.inputs[0].shape != (1, 3, *g.inputs[0].shape[-1:] * 2):
-            yield f"graph {g.file} must have one input [1, 3, size, size] and one output"
+        if len(g.inputs) != 1 or len(g.outputs) != 1 or not _is_image(g.inputs[0]):
+            yield f"graph {g.file} must have one output and one input, [1, size, size, 3] pixels or [1, 3, size, size] float32"
         if not isinstance(tolerance, dict) or not _number(tolerance.get(g.precision)):
             yield f"golden.tolerance.{g.precision} is missing"
+
+
+def _is_image(given: TensorInfo) -> bool:
+    """Pixels, channels last, of eight bits; or a normalised image, channels first."""
+    shape, size = given.shape, given.shape[-2:-1]
+    return (shape == (1, *size * 2, 3) and given.dtype in ("uint8", "int8")) or (
+        shape == (1, 3, *size * 2) and given.dtype == "float32"
+    )
 
 
 def _preprocessing(m: Manifest) -> Iterator[str]:

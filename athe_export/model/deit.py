@@ -59,10 +59,7 @@ class Attention(nn.Module):
         qkv_w, qkv_b, proj_w = self.weights_of(keep)
         qkv = (self.qkv(x) if keep is None else F.linear(x, qkv_w, qkv_b)).reshape(batch, -1, 3, heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        # of a single head the converter to LiteRT makes a fully connected layer whose weight is k, which XNNPACK does not
-        # take; a slice of the transposed whole stays a matrix product
-        transposed = qkv.permute(2, 0, 3, 4, 1)[1] if heads == 1 else k.transpose(-2, -1)
-        logits = (q * self.head_dim**-0.5) @ transposed
+        logits = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
         if bias is not None:
             logits = logits + bias[:, None, None, :]
         probabilities = logits.softmax(-1)
@@ -110,6 +107,7 @@ class Block(nn.Module):
         self.attn = Attention(spec.dim, spec.heads, spec.head_dim)
         self.norm2 = nn.LayerNorm(spec.dim, eps=1e-6)
         self.mlp = Mlp(spec.dim, int(spec.dim * spec.mlp_ratio))
+        self.enter: nn.Module = nn.Identity()  # what the deployed form does to tokens first
 
     def forward(
         self,
@@ -120,6 +118,7 @@ class Block(nn.Module):
         depth: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`depth` [2, batch] scales what attention and MLP add to each image (stochastic depth); None: by 1."""
+        x = self.enter(x)
         attended, probabilities = self.attn(self.norm1(x), batch, keep, bias)
         x = x + (attended if depth is None else _by_image(attended, depth[0]))
         mixed = self.mlp(self.norm2(x))

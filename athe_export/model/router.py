@@ -15,6 +15,7 @@ class MobileNetV1Router(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.stem: nn.Module = nn.Identity()  # what the deployed form does to an image first
         width = int(32 * _WIDTH)
         layers = [_conv(3, width, 3, stride=2)]
         for channels, stride in _BLOCKS:
@@ -36,7 +37,7 @@ class MobileNetV1Router(nn.Module):
 
     def logit(self, image: Tensor) -> Tensor:
         """Log-odds of the difficulty, [batch]."""
-        y: Tensor = self.classifier(self.features(image).mean((2, 3))).squeeze(1)
+        y: Tensor = self.classifier(self.features(self.stem(image)).mean((2, 3))).squeeze(1)
         return y
 
     def forward(self, image: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from athe_export.bench.protocol import Plan, measure, of_session
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.runtime.predictor import Session
 
 _ROUNDS = 40
@@ -15,11 +15,11 @@ _WARM_UP = 3
 
 @dataclass(frozen=True)
 class Pair:
-    """A graph, what it is held against, an image float32 [1, 3, size, size] and the share of images that they get."""
+    """A graph, what it is held against, an image as its graphs take them and the share of images that they get."""
 
     candidate: Session
     base: Session
-    image: Tensor
+    image: GraphInput
     share: float
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from athe_export.data.source import Progress
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.runtime.predictor import Session
 
 Logits = npt.NDArray[np.float32]
@@ -44,7 +44,7 @@ class Subject:
         fp32: session of the exported graph.
         quantized: makes the int8 graph in which the layers it is given stay float, and opens it. A name that the branch
             has no layer of is passed over. Raises ExportError where there is no such graph.
-        images: the branch's held-out images, float32 [1, 3, size, size], anew at each call.
+        images: the branch's held-out images, as its graphs take them, anew at each call.
         labels: of those images, int64 [n], n at least 1.
     """
 
@@ -52,7 +52,7 @@ class Subject:
     layers: tuple[str, ...]
     fp32: Session
     quantized: Callable[[tuple[str, ...]], Session]
-    images: Callable[[], Iterable[Tensor]]
+    images: Callable[[], Iterable[GraphInput]]
     labels: npt.NDArray[np.int64]
 
     def kept(self, keep: Iterable[str]) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ class Subject:
 
 
 def outputs(
-    session: Session, images: Iterable[Tensor], count: int, clock: Clock, progress: Progress, step: str
+    session: Session, images: Iterable[GraphInput], count: int, clock: Clock, progress: Progress, step: str
 ) -> npt.NDArray[np.float32]:
     """A graph's outputs on `count` images one after the other, float32 [n, classes], of a router [n, 1].
 

@@ -72,9 +72,9 @@ def graph_outputs(
         MissingDependency, EnvironmentFailure: it cannot be opened here.
         BundleIntegrityError: it can be opened nowhere.
     """
-    preprocessing, size = preprocessing_of(bundle.manifest), entry.inputs[0].shape[-1]
+    preprocessing, shape = preprocessing_of(bundle.manifest), entry.inputs[0].shape
     session = session or open_session(bundle, entry)
-    return np.stack([session.run(preprocessing.tensor(image, size)).reshape(-1) for image in images])
+    return np.stack([session.run(preprocessing.graph_input(image, shape)).reshape(-1) for image in images])
 
 
 def tolerances(outputs: dict[str, npt.NDArray[np.float32]]) -> dict[str, float]:

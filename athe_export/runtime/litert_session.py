@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from athe_export.dependencies import installed
 from athe_export.errors import BundleIntegrityError, EnvironmentFailure, MissingDependency, UsageError
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 
 REMEDY = 'pip install "athe-export[litert]"'
 _ENGINES = (("ai_edge_litert", "ai_edge_litert.interpreter"), ("tflite_runtime", "tflite_runtime.interpreter"))
@@ -42,6 +42,11 @@ class Delegation:
 
     partitions: int
     outside: tuple[str, ...]
+
+
+def pixels_as_int8(image: GraphInput) -> npt.NDArray[np.int8] | npt.NDArray[np.float32]:
+    """pixel - 128, of uint8: the same bits with the highest turned over; a float32 image as it is."""
+    return (image ^ np.uint8(128)).view(np.int8) if image.dtype == np.uint8 else image  # type: ignore[operator,return-value]
 
 
 def litert_is_outdated() -> bool:
@@ -97,6 +102,9 @@ class LitertSession:
                 remedy=f"install a runtime that has it ({REMEDY}), or use --target onnx where the bundle has it",
             )
         self._input, self._output = inputs[0], outputs[0]["index"]
+        scaled = self._input["quantization"]
+        if self._input["dtype"] == np.int8 and scaled != (1.0, -128):
+            raise _unusable(engine, f"its int8 input has scale and zero point {scaled}, which are not those of pixels")
         self.input_shape = tuple(int(d) for d in inputs[0]["shape"])
         self.output_shape = tuple(int(d) for d in outputs[0]["shape"])
 
@@ -105,19 +113,20 @@ class LitertSession:
         """How many parts of the graph XNNPACK runs."""
         return sum(op["op_name"] == _DELEGATE for op in self._ops)
 
-    def run(self, image: Tensor) -> npt.NDArray[np.float32]:
-        """Output of float32 [1, 3, size, size].
+    def run(self, image: GraphInput) -> npt.NDArray[np.float32]:
+        """Output of pixels uint8 [1, size, size, 3] or, where the graph takes that, of float32 [1, 3, size, size].
 
         Raises:
             UsageError: another shape or dtype than the graph's.
         """
-        dtype = np.dtype(self._input["dtype"])
+        pixels = self._input["dtype"] == np.int8
+        dtype = np.dtype(np.uint8 if pixels else self._input["dtype"])
         if image.shape != self.input_shape or image.dtype != dtype:
             raise UsageError(
                 f"the graph takes {dtype} {list(self.input_shape)}, not {image.dtype} {list(image.shape)}",
                 remedy="preprocess with athe_export.preprocessing and the manifest's parameters",
             )
-        self._interpreter.set_tensor(self._input["index"], image)
+        self._interpreter.set_tensor(self._input["index"], pixels_as_int8(image))
         try:
             self._interpreter.invoke()
         except RuntimeError as err:

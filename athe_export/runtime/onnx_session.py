@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from athe_export.dependencies import installed
 from athe_export.errors import BundleIntegrityError, MissingDependency, UsageError
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 
 REMEDY = 'pip install "athe-export[onnx]"'
 _TOO_OLD = re.compile(r"[Oo]pset \d+ is under development|[Uu]nsupported model IR version|is not a registered function/op")
@@ -54,18 +54,19 @@ class OnnxSession:
                 remedy="upgrade onnxruntime to the version in the manifest's tools, or build the bundle again",
             ) from err
         self._input = self._session.get_inputs()[0]
+        self._dtype = np.dtype(np.uint8 if self._input.type == "tensor(uint8)" else np.float32)
         self.input_shape = tuple(self._input.shape)
         self.output_shape = tuple(self._session.get_outputs()[0].shape)
 
-    def run(self, image: Tensor) -> npt.NDArray[np.float32]:
-        """Output of float32 [1, 3, size, size].
+    def run(self, image: GraphInput) -> npt.NDArray[np.float32]:
+        """Output of pixels uint8 [1, size, size, 3] or, where the graph takes that, of float32 [1, 3, size, size].
 
         Raises:
             UsageError: another shape or dtype than the graph's.
         """
-        if list(image.shape) != list(self._input.shape) or image.dtype != np.float32:
+        if list(image.shape) != list(self._input.shape) or image.dtype != self._dtype:
             raise UsageError(
-                f"the graph takes float32 {self._input.shape}, not {image.dtype} {list(image.shape)}",
+                f"the graph takes {self._dtype} {self._input.shape}, not {image.dtype} {list(image.shape)}",
                 remedy="preprocess with athe_export.preprocessing and the manifest's parameters",
             )
         output: npt.NDArray[np.float32] = self._session.run(None, {self._input.name: image})[0]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.errors import BundleIntegrityError, MissingDependency, UsageError
-from athe_export.preprocessing import Pixels, Preprocessing, read_photo
+from athe_export.preprocessing import GraphInput, Pixels, Preprocessing, read_photo
 from athe_export.runtime.litert_session import LitertSession, litert_is_outdated, litert_unavailable
 from athe_export.runtime.onnx_session import OnnxSession, onnxruntime_available
 from athe_export.runtime.routing import RouterPolicy
@@ -29,7 +29,7 @@ class Session(Protocol):
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
 
-    def run(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+    def run(self, image: GraphInput) -> npt.NDArray[np.float32]: ...
 
 
 # From a graph's content, and the number of threads if not 1, to its session; in `auto`'s order: the fastest first.
@@ -125,27 +125,25 @@ class RoutedGraphs:
     def answer(self, source: Pixels, preprocessing: Preprocessing, branch: str = "auto", mark: Mark = unmarked) -> Answer:
         """Routes and classifies one image at source size, uint8 [s, s, 3]; a branch that is named is taken unrouted."""
         score: float | None = None
-        tensor = np.empty((0,), np.float32)
+        given: GraphInput | None = None
         if self._policy is not None and branch == "auto":
-            score, tensor = self.score(source, preprocessing, mark)
+            score, given = self.score(source, preprocessing, mark)
         if branch == "auto":
             branch = self.branch_of(score)
-        if tensor.shape[-1] != self._size(branch):  # else the router has seen the same pixels
-            tensor = preprocessing.tensor(source, self._size(branch))
+        if given is None or given.shape != self._shape(branch):  # else the router has seen the same pixels
+            given = preprocessing.graph_input(source, self._shape(branch))
             mark("resize")
-        logits = self.session(branch).run(tensor).reshape(-1)
+        logits = self.session(branch).run(given).reshape(-1)
         mark("branch")
         return Answer(logits, branch, score)
 
-    def score(
-        self, source: Pixels, preprocessing: Preprocessing, mark: Mark = unmarked
-    ) -> tuple[float, npt.NDArray[np.float32]]:
-        """The router's difficulty of an image at source size, and the tensor that it has seen."""
-        tensor = preprocessing.tensor(source, self._size("router"))
+    def score(self, source: Pixels, preprocessing: Preprocessing, mark: Mark = unmarked) -> tuple[float, GraphInput]:
+        """The router's difficulty of an image at source size, and what it was given."""
+        given = preprocessing.graph_input(source, self._shape("router"))
         mark("resize")
-        score = float(self.session("router").run(tensor).reshape(-1)[0])
+        score = float(self.session("router").run(given).reshape(-1)[0])
         mark("router")
-        return score, tensor
+        return score, given
 
     def branch_of(self, score: float | None) -> str:
         """The branch of an image with this difficulty; without a router, the one that there is."""
@@ -156,8 +154,8 @@ class RoutedGraphs:
         """The graph in use of the router, where there is one, and of every branch."""
         return self._entries
 
-    def _size(self, role: str) -> int:
-        return self._entries[role].inputs[0].shape[-1]
+    def _shape(self, role: str) -> tuple[int, ...]:
+        return self._entries[role].inputs[0].shape
 
 
 class Predictor:

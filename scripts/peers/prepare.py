@@ -11,10 +11,13 @@ import torch
 
 from athe_export.branches import BranchGraphSource, build_branch
 from athe_export.data.source import Dataset
-from athe_export.graphs import export_graph
-from athe_export.recipe import BranchSpec, LitertTarget, OnnxTarget
+from athe_export.graphs import CHECK_IMAGES
+from athe_export.recipe import BranchSpec, OnnxTarget
 from athe_export.stages import StageTimer
 from athe_export.system import Prepared
+from athe_export.targets.litert.export import export as litert_export
+from athe_export.targets.onnx.export import export as onnx_export
+from athe_export.targets.onnx.simplify import simplify
 from peers.ours import bundle_of
 from peers.peer import DENSE, ROUTER, Job
 
@@ -65,10 +68,10 @@ def write_job(
 def _write_graph(prepared: Prepared, source: BranchGraphSource, folder: Path) -> None:
     targets, job = prepared.file.recipe.targets, Job(folder)
     torch.save(source.module, job.file(source.role, "pt"))
-    onnx = export_graph(prepared, source, targets.onnx or OnnxTarget())
+    checked = tuple(prepared.images.tensors(None, source.image_size, CHECK_IMAGES))
+    onnx = simplify(onnx_export(source, (targets.onnx or OnnxTarget()).opset, checked))
     job.file(source.role, "onnx").write_bytes(onnx.content)
-    litert = export_graph(prepared, source, targets.litert or LitertTarget())
-    job.file(source.role, "tflite").write_bytes(litert.content)
+    job.file(source.role, "tflite").write_bytes(litert_export(source, checked).content)
 
 
 def _calibration(prepared: Prepared, graph: str) -> np.ndarray:

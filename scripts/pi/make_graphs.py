@@ -22,8 +22,10 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from athe_export.branches import BranchGraphSource, build_branch, build_router
+from athe_export.deployed import CENTRED, PLAIN, deployed
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
+from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import BranchSpec, LitertQuantizeSpec, OnnxQuantizeSpec, load_recipe
 from athe_export.targets.litert import export as litert_export
 from athe_export.targets.litert import quantize as litert_quantize
@@ -33,6 +35,7 @@ from athe_export.targets.onnx.quantize import OP_TYPES, quantize
 from athe_export.targets.onnx.simplify import simplify
 
 Images = list[np.ndarray]
+Graphs = Iterator[tuple[str, bytes]]  # variant and file
 
 
 class Reader(CalibrationDataReader):
@@ -65,8 +68,8 @@ def with_s8_activations(graph: OnnxGraph, images: Images) -> bytes:
         return result.read_bytes()
 
 
-def onnx_variants(source: BranchGraphSource, opset: int, images: Images) -> Iterator[tuple[str, bytes]]:
-    graph = simplify(export(source, opset, images[:1]))
+def onnx_variants(source: BranchGraphSource, preprocessing: Preprocessing, opset: int, images: Images) -> Graphs:
+    graph = simplify(export(deployed(source, preprocessing, PLAIN), opset, images[:1]))
     yield "fp32", graph.model.SerializeToString()
     if source.role == "router":
         return
@@ -75,8 +78,8 @@ def onnx_variants(source: BranchGraphSource, opset: int, images: Images) -> Iter
     yield "static_s8", with_s8_activations(graph, images)
 
 
-def litert_variants(source: BranchGraphSource, _opset: int, images: Images) -> Iterator[tuple[str, bytes]]:
-    graph = litert_export.export(source, images[:1])
+def litert_variants(source: BranchGraphSource, preprocessing: Preprocessing, _opset: int, images: Images) -> Graphs:
+    graph = litert_export.export(deployed(source, preprocessing, CENTRED), images[:1])
     yield "fp32", graph.content
     yield "static", litert_quantize.quantize(graph, LitertQuantizeSpec(), images).content
     if source.role != "router":
@@ -84,7 +87,8 @@ def litert_variants(source: BranchGraphSource, _opset: int, images: Images) -> I
         yield "dynamic", litert_quantize.quantize(graph, dynamic, ()).content
 
 
-VARIANTS: dict[str, tuple[str, Callable[[BranchGraphSource, int, Images], Iterator[tuple[str, bytes]]]]] = {
+Variants = Callable[[BranchGraphSource, Preprocessing, int, Images], Graphs]
+VARIANTS: dict[str, tuple[str, Variants]] = {
     "onnx": (".onnx", onnx_variants),
     "litert": (".tflite", litert_variants),
 }
@@ -107,7 +111,7 @@ def load_model(recipe_path: Path) -> AtheModel:
 
 
 def noise(size: int) -> Images:
-    return [np.random.RandomState(i).randn(1, 3, size, size).astype(np.float32) for i in range(8)]
+    return [np.random.RandomState(i).randint(0, 256, (1, size, size, 3)).astype(np.uint8) for i in range(8)]
 
 
 def main() -> None:
@@ -122,6 +126,7 @@ def main() -> None:
     sources = [build_branch(model, branch) for branch in (BranchSpec("dense", recipe.model.heads), *recipe.branches)]
     sources += [build_router(model)] if model.router is not None else []
     opset = recipe.targets.onnx.opset if recipe.targets.onnx is not None else 20
+    preprocessing = Preprocessing(**vars(recipe.data.preprocessing))
     args.output.mkdir(parents=True, exist_ok=True)
     for source in sources:
         if args.branch and source.role not in args.branch:
@@ -129,7 +134,7 @@ def main() -> None:
         images = noise(source.image_size)
         for target in args.target or VARIANTS:
             suffix, variants = VARIANTS[target]
-            for variant, content in variants(source, opset, images):
+            for variant, content in variants(source, preprocessing, opset, images):
                 path = args.output / f"{source.role}-{variant}{suffix}"
                 path.write_bytes(content)
                 print(path)

@@ -27,11 +27,12 @@ ALLOWED = {
     "recipe_checks": set(),
     "model": {"errors", "recipe"},
     "branches": {"model", "recipe"},
+    "deployed": {"model", "branches", "preprocessing"},
     "targets": {"errors", "recipe", "branches", "preprocessing", "runtime", "bundle"},
     "verify": {"errors", "preprocessing", "bundle", "runtime", "data", "parity"},
 }
 TORCH = {"torch", "onnxsim", "safetensors"}
-TORCH_MAY = {"model", "training", "branches", "system", "reference"}
+TORCH_MAY = {"model", "training", "branches", "deployed", "system", "reference"}
 TORCH_MAY_ALSO = {"targets/equality.py", "targets/onnx/export.py", "targets/onnx/simplify.py", "targets/litert/export.py"}
 TARGETS = {"onnx", "litert"}
 DEVICE_MAY = {"numpy", "PIL", "onnxruntime"}

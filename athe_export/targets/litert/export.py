@@ -1,6 +1,7 @@
 """torch module -> fp32 TFLite graph, by litert-torch (the successor of ai-edge-torch), held against torch on real images.
 
-Afterwards every layer's op bears its torch module's name, which the recipe's globs use.
+Afterwards every layer's op bears its torch module's name, which the recipe's globs use. A module in its deployed form
+becomes a graph whose input is int8, pixel - 128.
 """
 
 from __future__ import annotations
@@ -18,27 +19,28 @@ from torch import nn
 
 from athe_export.branches import BranchGraphSource
 from athe_export.errors import ExportError, MissingDependency
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.runtime.litert_session import LitertSession
 from athe_export.targets.equality import require_equal
 from athe_export.targets.litert.graph import LitertGraph, pack, require_static, unpack
+from athe_export.targets.litert.rewrite import pixels_as_int8, products_as_matmul
 from athe_export.targets.quiet import quiet
 
 _PACKAGE = re.compile(r"\b(?:\w+\.)+(?=\w)")  # of `athe_export.model.deit.Block_0/…` leave `Block_0/…`
 
 
-def export(source: BranchGraphSource, images: Iterable[Tensor]) -> LitertGraph:
+def export(source: BranchGraphSource, images: Iterable[GraphInput]) -> LitertGraph:
     """Traces `source` at batch 1.
 
     Args:
         source: the module and its role.
-        images: real preprocessed images, float32 [1, 3, size, size], for the check against torch.
+        images: real images as the source's module takes them, for the check against torch.
 
     Raises:
         ExportError: litert-torch cannot convert it, or a postcondition does not hold: fixed shapes, one subgraph,
             every layer found under its name, the torch module unchanged, outputs within 1e-4 of torch on `images`.
     """
-    example = torch.zeros(1, 3, source.image_size, source.image_size)
+    example = torch.zeros(source.input_shape)
     before = _weights_digest(source.module)
     convert = _converter()
     try:
@@ -52,7 +54,8 @@ def export(source: BranchGraphSource, images: Iterable[Tensor]) -> LitertGraph:
         ) from err
     if _weights_digest(source.module) != before:
         raise ExportError("the conversion changed the torch module", where=source.role)
-    graph = LitertGraph(source.role, "fp32", _named(content, source))
+    content = products_as_matmul(_named(content, source))
+    graph = LitertGraph(source.role, "fp32", pixels_as_int8(content) if source.pixels else content)
     require_static(graph, f"export of {source.role}")
     require_equal(LitertSession(graph.content), source, images, "export")
     return graph

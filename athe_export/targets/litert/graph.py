@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import flatbuffers
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from athe_export.bundle.manifest import TensorInfo
@@ -113,8 +114,13 @@ class LitertGraph:
 
 
 def unpack(content: bytes) -> Any:
-    """The flatbuffer as the schema's own mutable objects (ModelT)."""
-    return schema.ModelT.InitFromPackedBuf(content, 0)
+    """The flatbuffer as the schema's own mutable objects (ModelT), with all values in them."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        if buffer.size:  # the quantizer puts values behind the flatbuffer, by their place in the file
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def pack(model: Any) -> bytes:

@@ -17,11 +17,12 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import histogram_utils, qsv_utils, tfl_interpreter_utils
 
 from athe_export.errors import CalibrationError, ExportError
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.recipe import LitertQuantizeSpec
-from athe_export.runtime.litert_session import LitertSession
+from athe_export.runtime.litert_session import LitertSession, pixels_as_int8
 from athe_export.targets.keep_float import kept_float
 from athe_export.targets.litert.graph import LitertGraph, Op, require_static
+from athe_export.targets.litert.rewrite import PIXELS, without_round_trips
 from athe_export.targets.quiet import quiet
 from athe_export.targets.ranges import BINS, Histogram, mse_range, percentile_range
 
@@ -30,13 +31,14 @@ _CHUNK = 16  # images that the calibrator is handed at once, since it goes over 
 _BITS = 8
 
 
-def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Tensor]) -> LitertGraph:
+def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[GraphInput]) -> LitertGraph:
     """Quantizes one graph.
 
     Args:
         graph: fp32, layers named after torch modules.
         spec: scheme of the branches, calibrator (by name, not `auto`) and what stays float.
-        images: calibration images of this role, float32 [1, 3, size, size]; a branch's are not read by the dynamic scheme.
+        images: calibration images of this role, as the graph's session takes them; a branch's are not read by the dynamic
+            scheme.
 
     Raises:
         CalibrationError: no calibration images.
@@ -64,7 +66,7 @@ def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Tens
             where=f"quantization of {graph.role}",
             remedy="keep the layers that it names float: targets.litert.quantize.keep_float",
         ) from err
-    quantized = LitertGraph(graph.role, "int8", bytes(result.quantized_model))
+    quantized = LitertGraph(graph.role, "int8", without_round_trips(bytes(result.quantized_model)))
     require_static(quantized, f"quantization of {graph.role}")
     _require_coverage(graph, quantized, keep)
     require_delegation(graph, quantized)
@@ -120,7 +122,7 @@ def _configure(job: quantizer.Quantizer, graph: LitertGraph, spec: LitertQuantiz
 
 
 def _ranges(
-    graph: LitertGraph, job: quantizer.Quantizer, spec: LitertQuantizeSpec, images: Iterable[Tensor]
+    graph: LitertGraph, job: quantizer.Quantizer, spec: LitertQuantizeSpec, images: Iterable[GraphInput]
 ) -> dict[str, Any]:
     """Smallest and largest value that every int8 activation can have, by the recipe's calibrator.
 
@@ -131,7 +133,7 @@ def _ranges(
     found = calibrator.Calibrator(graph.content, num_threads=1, qsv_update_func=update)
     seen = _Histograms(graph.content) if spec.calibrator in ("percentile", "mse") else None
     (signature,) = found.get_signature_list()
-    stream, fed = iter(images), 0
+    stream, fed = map(pixels_as_int8, images), 0
     while chunk := list(islice(stream, _CHUNK)):
         found.calibrate({signature: [{"image": image} for image in chunk]}, job._recipe_manager)
         fed += len(chunk)
@@ -141,7 +143,11 @@ def _ranges(
             seen.add(chunk, ranges)
     if not fed:
         raise CalibrationError("static quantization has no calibration images", where="targets.litert.quantize")
-    return ranges if seen is None else seen.ranges(ranges, spec)
+    settled = ranges if seen is None else seen.ranges(ranges, spec)
+    if PIXELS in settled:  # whatever was seen of them, so that they are quantized as they come
+        ends = settled[PIXELS]
+        settled[PIXELS] = ends | {"min": np.full_like(ends["min"], 0), "max": np.full_like(ends["max"], 255)}
+    return settled
 
 
 def _require_finite(ranges: dict[str, Any], role: str) -> None:
@@ -162,8 +168,8 @@ class _Histograms:
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._seen: dict[str, Any] = {}
 
-    def add(self, images: list[Tensor], names: Iterable[str]) -> None:
-        """Counts the values of the tensors `names` on images float32 [1, 3, size, size]."""
+    def add(self, images: list[Any], names: Iterable[str]) -> None:
+        """Counts the values of the tensors `names` on images as the graph takes them."""
         for image in images:
             self._interpreter.set_tensor(self._input, image)
             self._interpreter.invoke()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from athe_export.targets.litert.graph import LitertGraph, pack, unpack
 
 
@@ -22,8 +20,4 @@ def _ending_at(content: bytes, last: int) -> bytes:
     graph.operators = graph.operators[: last + 1]
     graph.outputs = [int(graph.operators[last].outputs[1])]
     model.signatureDefs = []  # they name the output that is gone
-    for buffer in model.buffers:
-        if buffer.size:  # the quantizer puts values behind the flatbuffer, by their place in the file
-            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
     return pack(model)

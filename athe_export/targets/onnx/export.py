@@ -9,26 +9,26 @@ import torch
 
 from athe_export.branches import BranchGraphSource
 from athe_export.errors import ExportError
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.targets.equality import require_equal
 from athe_export.targets.onnx.graph import OnnxGraph, count_mmacs, require_static
 from athe_export.targets.quiet import quiet
 
 
-def export(source: BranchGraphSource, opset: int, images: Iterable[Tensor]) -> OnnxGraph:
+def export(source: BranchGraphSource, opset: int, images: Iterable[GraphInput]) -> OnnxGraph:
     """Traces `source` at batch 1.
 
     Args:
         source: the module and its role.
         opset: ONNX opset.
-        images: real preprocessed images, float32 [1, 3, size, size], for the check against torch.
+        images: real images as the source's module takes them, for the check against torch.
 
     Raises:
         ExportError: torch cannot export it, or a postcondition does not hold: fixed shapes, no control flow, every
             node named, outputs within 1e-4 of torch on `images`.
     """
-    example = torch.zeros(1, 3, source.image_size, source.image_size)
+    example = torch.zeros(source.input_shape, dtype=torch.uint8 if source.pixels else torch.float32)
     try:
         with quiet():
             program = torch.onnx.export(

@@ -1,5 +1,5 @@
-"""fp32 graph -> int8 graph: the linear layers. Attention products, LayerNorm, Softmax, GELU and the patch convolution
-stay float, because quantizing them too makes a ViT slower or worse (docs/decisions/0002-int8-what-and-why.md).
+"""fp32 graph -> int8 graph: the linear layers. Attention products, LayerNorm, Softmax and GELU stay float, because
+quantizing them too makes a ViT slower or worse (docs/decisions/0002-int8-what-and-why.md).
 
 Token scorers stay float too: a flipped choice of tokens costs more than the layer saves.
 """
@@ -25,10 +25,11 @@ from onnxruntime.quantization.calibrate import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from athe_export.errors import CalibrationError, EnvironmentFailure, ExportError, RecipeError
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import GraphInput
 from athe_export.recipe import OnnxQuantizeSpec
 from athe_export.targets.keep_float import kept_float
 from athe_export.targets.onnx.graph import OnnxGraph, require_static, weighted_nodes
+from athe_export.targets.onnx.pixels import RANGE, pixel_tensors, without_quantizing_pixels
 from athe_export.targets.quiet import quiet
 from athe_export.targets.ranges import BINS, Histogram, mse_range
 
@@ -42,13 +43,13 @@ _METHODS = {
 }
 
 
-def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> OnnxGraph:
+def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[GraphInput]) -> OnnxGraph:
     """Quantizes one graph.
 
     Args:
         graph: simplified, fp32, layers named after torch modules.
         spec: scheme, calibrator (by name, not `auto`) and what stays float.
-        images: calibration images of this branch, float32 [1, 3, size, size]; not read by the dynamic scheme.
+        images: calibration images of this branch, as the graph takes them; not read by the dynamic scheme.
 
     Raises:
         CalibrationError: no calibration images.
@@ -77,13 +78,14 @@ def quantize(graph: OnnxGraph, spec: OnnxQuantizeSpec, images: Iterable[Tensor])
         else:
             _static(folder / "ready.onnx", result, keep, spec, images)
         model = onnx.load(result)
+    without_quantizing_pixels(model)
     require_static(model, f"quantization of {graph.role}")
     quantized = OnnxGraph(graph.role, "int8", model, graph.mmacs)
     _require_coverage(graph, quantized, keep)
     return quantized
 
 
-def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> None:
+def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec, images: Iterable[GraphInput]) -> None:
     ranges = source.with_name("ranges.json")
     save_tensors_data(_ranges(source, spec, images), ranges)
     quantize_static(
@@ -103,7 +105,7 @@ def _static(source: Path, result: Path, keep: list[str], spec: OnnxQuantizeSpec,
     )
 
 
-def _ranges(source: Path, spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> TensorsData:
+def _ranges(source: Path, spec: OnnxQuantizeSpec, images: Iterable[GraphInput]) -> TensorsData:
     """Smallest and largest value that an int8 activation can have, by the recipe's calibrator.
 
     They are gathered chunk by chunk: the library's own loop would hold every intermediate output at once.
@@ -132,6 +134,7 @@ def _ranges(source: Path, spec: OnnxQuantizeSpec, images: Iterable[Tensor]) -> T
         found = {name: data.range_value for name, data in calibrator.compute_data().items()}
     if endless := [name for name, ends in found.items() if not np.isfinite(ends).all()]:
         raise _endless(", ".join(endless[:8]))
+    found |= dict.fromkeys(pixel_tensors(onnx.load(source)) & found.keys(), RANGE)
     return TensorsData(
         CalibrationMethod.MinMax, {n: (np.float32(low), np.float32(high)) for n, (low, high) in found.items()}
     )
@@ -164,10 +167,10 @@ def _workspace() -> Iterator[Path]:
 
 
 class _Reader(CalibrationDataReader):
-    def __init__(self, images: list[Tensor]) -> None:
-        self._images: Iterator[Tensor] = iter(images)
+    def __init__(self, images: list[GraphInput]) -> None:
+        self._images: Iterator[GraphInput] = iter(images)
 
-    def get_next(self) -> dict[str, Tensor] | None:
+    def get_next(self) -> dict[str, GraphInput] | None:
         image = next(self._images, None)
         return None if image is None else {"image": image}
 
