@@ -69,7 +69,7 @@ def _graphs(m: Manifest) -> Iterator[str]:
     tolerance = m.golden.get("tolerance")
     for g in m.graphs:
         if len(g.inputs) != 1 or len(g.outputs) != 1 or not _is_image(g.inputs[0]):
-            yield f"graph {g.file} must have one output and one input, [1, size, size, 3] pixels or [1, 3, size, size] float32"
+            yield f"graph {g.file} must have one output and one input: [1, size, size, 3] pixels, [1, 3, size, size] float32"
         if not isinstance(tolerance, dict) or not _number(tolerance.get(g.precision)):
             yield f"golden.tolerance.{g.precision} is missing"
 

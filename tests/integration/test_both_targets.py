@@ -110,7 +110,7 @@ def test_run_takes_litert_where_both_are_there_and_else_what_it_is_told(
     (entry,) = (g for g in bundle.manifest.graphs if (g.target, g.role, g.precision) == (target, result["branch"], wanted))
     preprocessing = preprocessing_of(bundle.manifest)
     source = preprocessing.source(np.asarray(Image.open(photo)))
-    logits = open_session(bundle, entry).run(preprocessing.tensor(source, 32)).ravel()
+    logits = open_session(bundle, entry).run(preprocessing.resized(source, 32)[None]).ravel()
     assert result["label"] == Shapes().class_names[int(logits.argmax())]
 
 
@@ -155,8 +155,8 @@ def test_the_int8_routers_bounds_are_matched_to_what_the_reference_did_with_the_
     ids = yaml.safe_load((built_both.parent / "calibration.yaml").read_text())["ids"]
     int8, fp32 = (Predictor.load(built_both, "litert", precision).graphs.session("router") for precision in ("int8", "fp32"))
     preprocessing, shapes = preprocessing_of(manifest), Shapes()
-    tensors = [preprocessing.tensor(preprocessing.source(shapes.image("train", i)), 32) for i in ids]
-    coarse, exact = (np.array([s.run(t)[0] for t in tensors], np.float32) for s in (int8, fp32))
+    images = [preprocessing.source(shapes.image("train", i))[None] for i in ids]
+    coarse, exact = (np.array([s.run(image)[0] for image in images], np.float32) for s in (int8, fp32))
     reference = RouterPolicy(manifest.router.bounds["reference"]).branches_of(exact)
     expected = match_policy(coarse, reference, 2)
     assert manifest.router.bounds["litert"] == pytest.approx(expected.bounds, abs=1e-6)

@@ -80,7 +80,7 @@ def test_a_branch_that_is_asked_for_answers_whatever_the_router_says(
     bundle = open_bundle(built)
     entry = next(g for g in bundle.manifest.graphs if g.role == branch)
     source = predictor.preprocessing.source(np.asarray(Image.open(photo)))
-    logits = open_session(bundle, entry).run(predictor.preprocessing.tensor(source, entry.inputs[0].shape[-1]))
+    logits = open_session(bundle, entry).run(predictor.preprocessing.graph_input(source, entry.inputs[0].shape))
     found = predictor.predict(photo, branch=branch)
     assert (found.branch, found.label) == (branch, predictor.labels[int(logits.argmax())])
     assert found.router_score is None  # the router is not asked

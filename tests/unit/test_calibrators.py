@@ -61,7 +61,7 @@ def test_a_branch_is_measured_on_its_own_images_and_labels(held: HeldOut) -> Non
     trial = held.compare("b", exact, found)
     assert (trial.images, trial.agreement, trial.correct, trial.top1) == (4, 0.75, 4, 1.0)
     assert trial.sqnr_db == pytest.approx(10 * np.log10(4 / (0.1**2 + 1)))
-    assert len(list(held.tensors("b", 32))) == 4 and len(list(held.tensors(ROUTER, 32))) == 6
+    assert len(list(held.pixels("b", 32))) == 4 and len(list(held.pixels(ROUTER, 32))) == 6
 
 
 def test_a_router_agrees_where_it_sends_an_image_to_the_same_branch_by_bounds_of_its_own(held: HeldOut) -> None:

@@ -12,7 +12,7 @@ from ai_edge_quantizer import calibrator, qtyping, quantizer
 from athe_export.branches import BranchGraphSource
 from athe_export.calibrators import calibrators_of
 from athe_export.errors import CalibrationError, ExportError, RecipeError
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import Pixels
 from athe_export.recipe import LitertQuantizeSpec, LitertTarget, OnnxTarget, Targets
 from athe_export.runtime.litert_session import LitertSession
 from athe_export.targets.keep_float import kept_float, require_layers
@@ -44,8 +44,8 @@ def input_scale(graph: LitertGraph) -> float:
 
 
 @pytest.fixture(scope="module")
-def static(litert_graphs: Graphs, real_images: tuple[Tensor, ...]) -> Graphs:
-    return {role: quantize(graph, STATIC, real_images) for role, graph in litert_graphs.items()}
+def static(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> Graphs:
+    return {role: quantize(graph, STATIC, real_pixels) for role, graph in litert_graphs.items()}
 
 
 @pytest.mark.parametrize("role", ["simple", "complex"])
@@ -83,52 +83,52 @@ def test_the_router_is_int8_in_every_op_and_one_partition(static: Graphs) -> Non
 @pytest.mark.parametrize("spec", [STATIC, DYNAMIC], ids=lambda s: s.scheme)
 @pytest.mark.parametrize("role", ["simple", "complex"])
 def test_an_int8_branch_has_no_more_partitions_than_the_fp32_one(
-    litert_graphs: Graphs, real_images: tuple[Tensor, ...], spec: LitertQuantizeSpec, role: str
+    litert_graphs: Graphs, real_pixels: tuple[Pixels, ...], spec: LitertQuantizeSpec, role: str
 ) -> None:
     before = LitertSession(litert_graphs[role].content).delegation()
-    after = LitertSession(quantize(litert_graphs[role], spec, real_images).content).delegation()
+    after = LitertSession(quantize(litert_graphs[role], spec, real_pixels).content).delegation()
     assert after.partitions == before.partitions == 2
     assert [op.split()[0] for op in after.outside] == ["TOPK_V2", "RESHAPE", "EMBEDDING_LOOKUP"]
 
 
 @pytest.mark.parametrize("spec", [STATIC, DYNAMIC], ids=lambda s: s.scheme)
-def test_int8_logits_stay_close(litert_graphs: Graphs, real_images: tuple[Tensor, ...], spec: LitertQuantizeSpec) -> None:
+def test_int8_logits_stay_close(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...], spec: LitertQuantizeSpec) -> None:
     exact = LitertSession(litert_graphs["complex"].content)
-    found = LitertSession(quantize(litert_graphs["complex"], spec, real_images).content)
-    for image in real_images:
+    found = LitertSession(quantize(litert_graphs["complex"], spec, real_pixels).content)
+    for image in real_pixels:
         assert np.corrcoef(exact.run(image).ravel(), found.run(image).ravel())[0, 1] > 0.97
 
 
 @pytest.mark.parametrize("calibrator", calibrators_of(LitertQuantizeSpec))
 @pytest.mark.parametrize("role", ["router", "complex"])
 def test_every_calibrator_keeps_the_outputs_close(
-    litert_graphs: Graphs, real_images: tuple[Tensor, ...], calibrator: str, role: str
+    litert_graphs: Graphs, real_pixels: tuple[Pixels, ...], calibrator: str, role: str
 ) -> None:
     exact = LitertSession(litert_graphs[role].content)
     spec = LitertQuantizeSpec(calibrator=calibrator)  # type: ignore[arg-type]
-    found = LitertSession(quantize(litert_graphs[role], spec, real_images).content)
-    pairs = np.stack([(exact.run(image).ravel(), found.run(image).ravel()) for image in real_images], 1)
+    found = LitertSession(quantize(litert_graphs[role], spec, real_pixels).content)
+    pairs = np.stack([(exact.run(image).ravel(), found.run(image).ravel()) for image in real_pixels], 1)
     # the library's own default does badly by a router, whose every op is int8
     least = 0.97 if role == "complex" else 0.6 if calibrator == "moving_average" else 0.85
     assert np.corrcoef(pairs[0].ravel(), pairs[1].ravel())[0, 1] > least
 
 
 def test_a_percentile_cuts_off_a_lone_outlier_and_mse_keeps_it_where_the_loss_would_be_larger(
-    litert_graphs: Graphs, real_images: tuple[Tensor, ...]
+    litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]
 ) -> None:
-    outlier = real_images[0].copy()
+    outlier = real_pixels[0].copy()
     outlier[0, 0, 0, 0] = 100.0
     scales = {
-        name: input_scale(quantize(litert_graphs["simple"], LitertQuantizeSpec(calibrator=name), [*real_images, outlier]))  # type: ignore[arg-type]
+        name: input_scale(quantize(litert_graphs["simple"], LitertQuantizeSpec(calibrator=name), [*real_pixels, outlier]))  # type: ignore[arg-type]
         for name in ("min_max", "percentile", "mse")
     }
     assert scales["percentile"] < 0.2 * scales["min_max"]
     assert 0.8 * scales["min_max"] < scales["mse"] < 1.001 * scales["min_max"]
 
 
-def test_a_calibrator_that_was_not_settled_is_refused(litert_graphs: Graphs, real_images: tuple[Tensor, ...]) -> None:
+def test_a_calibrator_that_was_not_settled_is_refused(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
     with pytest.raises(ValueError, match="by name"):
-        quantize(litert_graphs["simple"], LitertQuantizeSpec(calibrator="auto"), real_images)
+        quantize(litert_graphs["simple"], LitertQuantizeSpec(calibrator="auto"), real_pixels)
 
 
 def test_the_dynamic_scheme_reads_no_image_and_leaves_activations_float(litert_graphs: Graphs) -> None:
@@ -138,8 +138,8 @@ def test_the_dynamic_scheme_reads_no_image_and_leaves_activations_float(litert_g
     assert {t.dtype for op in found.ops for t in op.outputs} <= {"float32", "int32"}
 
 
-def test_a_router_is_static_whatever_the_branches_scheme(litert_graphs: Graphs, real_images: tuple[Tensor, ...]) -> None:
-    assert quantize(litert_graphs["router"], DYNAMIC, real_images).float_ops == ()
+def test_a_router_is_static_whatever_the_branches_scheme(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
+    assert quantize(litert_graphs["router"], DYNAMIC, real_pixels).float_ops == ()
 
 
 # what stays float
@@ -147,18 +147,18 @@ def test_a_router_is_static_whatever_the_branches_scheme(litert_graphs: Graphs, 
 
 @pytest.mark.parametrize("spec", [STATIC, DYNAMIC], ids=lambda s: s.scheme)
 def test_keep_float_keeps_what_its_globs_name_and_nothing_of_a_longer_name(
-    litert_graphs: Graphs, real_images: tuple[Tensor, ...], spec: LitertQuantizeSpec
+    litert_graphs: Graphs, real_pixels: tuple[Pixels, ...], spec: LitertQuantizeSpec
 ) -> None:
     globs = ("blocks.*.mlp.fc2", "patch_embed.proj", "head", "blocks.0.attn.qk?")
     kept = {"scorers.1", "patch_embed.proj", "head", "blocks.0.attn.qkv", *(f"blocks.{i}.mlp.fc2" for i in range(3))}
-    found = quantize(litert_graphs["simple"], LitertQuantizeSpec(spec.scheme, globs), real_images)
+    found = quantize(litert_graphs["simple"], LitertQuantizeSpec(spec.scheme, globs), real_pixels)
     assert int8_layers(found) == layers_of(litert_graphs["simple"]) - kept
     assert {op.split()[1] for op in found.float_ops} >= kept
 
 
-def test_part_of_a_router_can_stay_float(litert_graphs: Graphs, real_images: tuple[Tensor, ...]) -> None:
+def test_part_of_a_router_can_stay_float(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
     spec = LitertQuantizeSpec(keep_float=("router.classifier",))
-    found = quantize(litert_graphs["router"], spec, real_images)
+    found = quantize(litert_graphs["router"], spec, real_pixels)
     assert int8_layers(found) == layers_of(litert_graphs["router"]) - {"router.classifier"}
 
 
@@ -204,11 +204,11 @@ def test_one_list_means_the_same_for_both_targets(tiny_sources: Sources) -> None
 
 @pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors")  # the library's, of how it calibrates
 def test_ranges_are_those_of_all_images_however_early_the_loudest_came(
-    litert_graphs: Graphs, real_images: tuple[Tensor, ...]
+    litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]
 ) -> None:
     """With the library's own moving average the range would have shrunk again."""
-    quiet = [image * np.float32(0.1) for image in real_images] * 2
-    outlier = real_images[0] * np.float32(3)
+    quiet = [image * np.float32(0.1) for image in real_pixels] * 2
+    outlier = real_pixels[0] * np.float32(3)
     stream = [outlier, *quiet]
     lowest, highest = min(float(i.min()) for i in stream), max(float(i.max()) for i in stream)
     assert input_scale(quantize(litert_graphs["simple"], STATIC, stream)) == pytest.approx((highest - lowest) / 255, 1e-3)
@@ -224,11 +224,11 @@ def test_ranges_are_those_of_all_images_however_early_the_loudest_came(
     )
 
 
-def test_calibrating_in_chunks_sees_every_image(litert_graphs: Graphs, real_images: tuple[Tensor, ...]) -> None:
+def test_calibrating_in_chunks_sees_every_image(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
     """The outlier last, beyond the first chunk of 16, and from a stream that can be read once."""
-    outlier = real_images[0] * np.float32(3)
-    usual = input_scale(quantize(litert_graphs["simple"], STATIC, real_images))
-    widened = input_scale(quantize(litert_graphs["simple"], STATIC, iter([*real_images, outlier])))
+    outlier = real_pixels[0] * np.float32(3)
+    usual = input_scale(quantize(litert_graphs["simple"], STATIC, real_pixels))
+    widened = input_scale(quantize(litert_graphs["simple"], STATIC, iter([*real_pixels, outlier])))
     assert widened > 1.5 * usual
 
 
@@ -241,27 +241,27 @@ def test_static_quantization_without_images_is_refused(litert_graphs: Graphs, ro
 
 @pytest.mark.parametrize("role", ["router", "simple"])
 def test_values_without_a_range_are_refused_before_a_graph_is_made_of_them(
-    litert_graphs: Graphs, real_images: tuple[Tensor, ...], role: str
+    litert_graphs: Graphs, real_pixels: tuple[Pixels, ...], role: str
 ) -> None:
     """The runtime would not refuse their scales but crash."""
-    endless = real_images[0].copy()
+    endless = real_pixels[0].copy()
     endless[0, 0, 3, 3] = np.nan
     with pytest.raises(CalibrationError, match="not finite on the calibration images") as caught:
-        quantize(litert_graphs[role], STATIC, [*real_images, endless])
+        quantize(litert_graphs[role], STATIC, [*real_pixels, endless])
     assert caught.value.where == role
 
 
-def test_the_same_images_give_the_same_file(litert_graphs: Graphs, static: Graphs, real_images: tuple[Tensor, ...]) -> None:
-    assert quantize(litert_graphs["simple"], STATIC, real_images).content == static["simple"].content
+def test_the_same_images_give_the_same_file(litert_graphs: Graphs, static: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
+    assert quantize(litert_graphs["simple"], STATIC, real_pixels).content == static["simple"].content
 
 
 def test_quantizing_says_nothing(
     litert_graphs: Graphs,
-    real_images: tuple[Tensor, ...],
+    real_pixels: tuple[Pixels, ...],
     capfd: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    quantize(litert_graphs["simple"], STATIC, real_images[:2])
+    quantize(litert_graphs["simple"], STATIC, real_pixels[:2])
     assert capfd.readouterr() == ("", "")
     assert list(recwarn) == []
 

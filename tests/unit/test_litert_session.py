@@ -17,7 +17,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from athe_export.errors import AtheExportError, BundleIntegrityError, EnvironmentFailure, MissingDependency, UsageError
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import Pixels
 from athe_export.runtime.litert_session import LitertSession, litert_unavailable, native_stderr_muted
 from athe_export.targets.litert.graph import LitertGraph, pack, unpack
 from tests.tools import blocked_python, environment, python
@@ -48,38 +48,39 @@ def refused(model: bytes) -> AtheExportError:
 
 
 @pytest.mark.parametrize("role", ["router", "simple"])
-def test_more_threads_give_the_same_answer(litert_graphs: Graphs, real_images: tuple[Tensor, ...], role: str) -> None:
+def test_more_threads_give_the_same_answer(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...], role: str) -> None:
     sessions = [LitertSession(litert_graphs[role].content, threads) for threads in (1, 2, 4)]
-    for image in real_images[:6]:
+    for image in real_pixels[:6]:
         one, *others = [session.run(image) for session in sessions]
         assert all(np.allclose(one, other, atol=1e-6) for other in others)
 
 
-def test_an_answer_stays_as_it_is_when_the_next_image_is_run(litert_graphs: Graphs, real_images: tuple[Tensor, ...]) -> None:
+def test_an_answer_stays_as_it_is_when_the_next_image_is_run(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
     """The engine writes every answer to the same memory."""
     session = LitertSession(litert_graphs["simple"].content)
-    first = session.run(real_images[0])
+    first = session.run(real_pixels[0])
     before = first.copy()
-    assert not np.array_equal(session.run(real_images[1]), first)
+    assert not np.array_equal(session.run(real_pixels[1]), first)
     assert np.array_equal(first, before)
-    assert np.array_equal(session.run(real_images[0]), before)
+    assert np.array_equal(session.run(real_pixels[0]), before)
 
 
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((2, 3, 32, 32), np.float32),
-        np.zeros((1, 3, 32, 31), np.float32),
-        np.zeros((3, 32, 32), np.float32),
-        np.zeros((1, 32, 32, 3), np.float32),
-        np.zeros((1, 3, 32, 32)),
+        np.zeros((2, 32, 32, 3), np.uint8),
+        np.zeros((1, 32, 31, 3), np.uint8),
+        np.zeros((32, 32, 3), np.uint8),
         np.zeros((1, 3, 32, 32), np.uint8),
+        np.zeros((1, 32, 32, 3)),
+        np.zeros((1, 32, 32, 3), np.float32),
+        np.zeros((1, 32, 32, 3), np.int8),
     ],
-    ids=["a batch", "not square", "no batch", "channels last", "float64", "uint8"],
+    ids=["a batch", "not square", "no batch", "channels first", "float64", "float32", "int8"],
 )
 def test_another_shape_or_dtype_is_refused_with_the_right_ones(litert_graphs: Graphs, image: np.ndarray) -> None:
     session = LitertSession(litert_graphs["simple"].content)
-    with pytest.raises(UsageError, match=r"the graph takes float32 \[1, 3, 32, 32\], not") as caught:
+    with pytest.raises(UsageError, match=r"the graph takes uint8 \[1, 32, 32, 3\], not") as caught:
         session.run(image)
     assert f"{image.dtype} {list(image.shape)}" in caught.value.what and "preprocess" in caught.value.remedy
 

@@ -9,7 +9,7 @@ import torch
 from athe_export.branches import BranchGraphSource, BranchModule, build_branch
 from athe_export.model.athe import AtheModel
 from athe_export.model.deit import Trace
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import Pixels, Tensor
 from athe_export.recipe import load_recipe
 from athe_export.runtime.litert_session import LitertSession
 from athe_export.runtime.onnx_session import OnnxSession
@@ -33,21 +33,26 @@ def torch_keeps(source: BranchGraphSource, image: Tensor) -> set[int]:
 @pytest.mark.parametrize("target", ["onnx", "litert"])
 @pytest.mark.parametrize("role", ["simple", "complex"])
 def test_an_exported_graph_keeps_the_tokens_that_torch_keeps(
-    built_both, tiny_sources: dict[str, BranchGraphSource], real_images: tuple[Tensor, ...], target: str, role: str
+    built_both,
+    tiny_sources: dict[str, BranchGraphSource],
+    real_images: tuple[Tensor, ...],
+    real_pixels: tuple[Pixels, ...],
+    target: str,
+    role: str,
 ) -> None:
     content = (built_both / PREFIXES[target].format(role, "fp32")).read_bytes()
     (graph,) = (onnx_tokens if target == "onnx" else litert_tokens)(content)
     session = (OnnxSession if target == "onnx" else LitertSession)(graph)
-    for image in real_images[:6]:
-        chosen = session.run(image).reshape(-1)
+    for image, pixels in zip(real_images[:6], real_pixels, strict=False):
+        chosen = session.run(pixels).reshape(-1)
         assert set(chosen.tolist()) == torch_keeps(tiny_sources[role], image)
 
 
 @pytest.mark.parametrize("target", ["onnx", "litert"])
-def test_an_int8_graph_can_be_asked_too(built_both, real_images: tuple[Tensor, ...], target: str) -> None:
+def test_an_int8_graph_can_be_asked_too(built_both, real_pixels: tuple[Pixels, ...], target: str) -> None:
     content = (built_both / PREFIXES[target].format("simple", "int8")).read_bytes()
     (graph,) = (onnx_tokens if target == "onnx" else litert_tokens)(content)
-    chosen = (OnnxSession if target == "onnx" else LitertSession)(graph).run(real_images[0]).reshape(-1)
+    chosen = (OnnxSession if target == "onnx" else LitertSession)(graph).run(real_pixels[0]).reshape(-1)
     assert len(set(chosen.tolist())) == len(chosen) == 6  # of 16 patches 40%
 
 
