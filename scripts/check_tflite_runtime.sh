@@ -30,7 +30,7 @@ bundle = open_bundle(Path(sys.argv[1]))
 entry = next((g for g in bundle.manifest.graphs if g.target == "litert" and g.role != "router"), None)
 if entry is None:
     sys.exit("the bundle has no litert target: add targets.litert to its recipe and build it again")
-model = unpack(bundle.read(entry.file))
+model = unpack(bundle.graph(entry))
 for code in model.operatorCodes:
     if code.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED:
         code.version = 99
@@ -75,7 +75,7 @@ from athe_export.runtime.litert_session import LitertSession
 bundle = open_bundle(Path("bundle"))
 for graph in (g for g in bundle.manifest.graphs if g.target == "litert"):
     try:
-        found = LitertSession(bundle.read(graph.file)).delegation()
+        found = LitertSession(bundle.graph(graph)).delegation()
         kinds = Counter(op.split()[0] for op in found.outside)
         outside = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         print(f"{graph.file}: opens; XNNPACK takes it in {found.partitions} partitions and leaves {outside or 'nothing'}")

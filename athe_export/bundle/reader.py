@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from athe_export.bundle.consistency import inconsistencies
-from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, FileEntry, Manifest, parse_manifest
+from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, FileEntry, GraphEntry, Manifest, parse_manifest
+from athe_export.bundle.parts import put_together
 from athe_export.errors import BundleIntegrityError, FileProblem
 
 _AGAIN = "copy the bundle again from where it was built, or build it again"
@@ -33,10 +35,40 @@ class Bundle:
         Raises:
             BundleIntegrityError: not listed, missing, or not the bytes that the manifest promises.
         """
+        return self._read(name, _content)
+
+    def graph(self, entry: GraphEntry, lender: bytes | None = None) -> bytes:
+        """The bytes of a graph as an engine is given them; one that is stored as a part is put together.
+
+        Args:
+            lender: what `read` gave of the file that it borrows from, if that has been read anyway.
+
+        Raises:
+            BundleIntegrityError: a file of it is not listed, missing, or not the bytes that the manifest promises.
+        """
+        part = self.read(entry.file)
+        if entry.borrows is None:
+            return part
+        try:  # else the graph's digest is enough, since only some of the lender is in it
+            content = put_together(part, lender or self._read(entry.borrows.file, _unchecked))
+        except ValueError:
+            content = b""
+        if lender and content:  # of two files that were checked
+            return content
+        if hashlib.sha256(content).hexdigest() == entry.borrows.sha256:
+            return content
+        self.read(entry.borrows.file)  # says so where it is that file that was changed
+        raise BundleIntegrityError(
+            f"{entry.file} and {entry.borrows.file} do not make the graph in the manifest",
+            where=str(self.path),
+            remedy=_AGAIN,
+        )
+
+    def _read(self, name: str, how: Callable[[Path, FileEntry], bytes | str]) -> bytes:
         entry = next((f for f in self.manifest.files if f.path == name), None)
         if entry is None:
             raise BundleIntegrityError(f"{name} is not in the manifest", where=str(self.path), remedy=_AGAIN)
-        content = _content(self.path, entry)
+        content = how(self.path, entry)
         if isinstance(content, str):
             problem = FileProblem(name, content)
             raise BundleIntegrityError(
@@ -98,8 +130,11 @@ def open_bundle(path: Path) -> Bundle:
             remedy=_AGAIN,
             files=(FileProblem(MANIFEST, "changed"),),
         )
-    for name in [MANIFEST, MANIFEST_DIGEST, *(f.path for f in manifest.files), *(g.file for g in manifest.graphs)]:
-        _require_contained(path, name)
+    whole = path.resolve()
+    for name in dict.fromkeys(
+        (MANIFEST, MANIFEST_DIGEST, *(f.path for f in manifest.files), *(g.file for g in manifest.graphs))
+    ):
+        _require_contained(path, whole, name)
     if problems := inconsistencies(manifest):
         raise BundleIntegrityError(
             "the manifest contradicts itself:\n" + "\n".join(f"  {p}" for p in problems), where=str(path / MANIFEST)
@@ -107,12 +142,13 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest)
 
 
-def _require_contained(bundle: Path, name: str) -> None:
+def _require_contained(bundle: Path, whole: Path, name: str) -> None:
+    """Raises BundleIntegrityError where a name leads out of the bundle, whose resolved path is `whole`."""
     pure = PurePosixPath(name)
     escapes = pure.is_absolute() or ".." in pure.parts or not name or any(c in name for c in "\\:\0")
     if not escapes:
         try:
-            escapes = not (bundle / name).resolve().is_relative_to(bundle.resolve())
+            escapes = not (bundle / name).resolve().is_relative_to(whole)
         except (OSError, RuntimeError):  # a loop of links leads nowhere
             escapes = True
     if escapes:
@@ -125,18 +161,25 @@ def _require_contained(bundle: Path, name: str) -> None:
 
 
 def _content(bundle: Path, entry: FileEntry) -> bytes | str:
-    """The file's bytes, or the problem with it; a file of another size, or a pipe, is not read at all."""
+    """The file's bytes, or the problem with it."""
+    content = _unchecked(bundle, entry)
+    if isinstance(content, bytes) and hashlib.sha256(content).hexdigest() != entry.sha256:
+        return "changed"
+    return content
+
+
+def _unchecked(bundle: Path, entry: FileEntry) -> bytes | str:
+    """As `_content`, without looking at the digest; a file of another size, or a pipe, is not read at all."""
     path = bundle / entry.path
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size != entry.bytes:
             return "changed"
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         return "missing"
     except OSError:
         return "changed"
-    return content if hashlib.sha256(content).hexdigest() == entry.sha256 else "changed"
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -17,6 +17,7 @@ from athe_export.targets.litert.tokens import token_graphs as litert_tokens
 from athe_export.targets.onnx.export import export
 from athe_export.targets.onnx.tokens import token_graphs as onnx_tokens
 from athe_export.token_choice import _remaining
+from tests.tools import graph_content
 
 PREFIXES = {"onnx": "onnx/{}.{}.onnx", "litert": "litert/{}.{}.tflite"}
 
@@ -35,7 +36,7 @@ def torch_keeps(source: BranchGraphSource, image: Tensor) -> set[int]:
 def test_an_exported_graph_keeps_the_tokens_that_torch_keeps(
     built_both, tiny_sources: dict[str, BranchGraphSource], real_images: tuple[Tensor, ...], target: str, role: str
 ) -> None:
-    content = (built_both / PREFIXES[target].format(role, "fp32")).read_bytes()
+    content = graph_content(built_both, PREFIXES[target].format(role, "fp32"))
     (graph,) = (onnx_tokens if target == "onnx" else litert_tokens)(content)
     session = (OnnxSession if target == "onnx" else LitertSession)(graph)
     for image in real_images[:6]:
@@ -45,7 +46,7 @@ def test_an_exported_graph_keeps_the_tokens_that_torch_keeps(
 
 @pytest.mark.parametrize("target", ["onnx", "litert"])
 def test_an_int8_graph_can_be_asked_too(built_both, real_images: tuple[Tensor, ...], target: str) -> None:
-    content = (built_both / PREFIXES[target].format("simple", "int8")).read_bytes()
+    content = graph_content(built_both, PREFIXES[target].format("simple", "int8"))
     (graph,) = (onnx_tokens if target == "onnx" else litert_tokens)(content)
     chosen = (OnnxSession if target == "onnx" else LitertSession)(graph).run(real_images[0]).reshape(-1)
     assert len(set(chosen.tolist())) == len(chosen) == 6  # of 16 patches 40%
