@@ -284,14 +284,14 @@ def _as(kind: Any, value: Any, where: str) -> Any:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
 def _object(cls: type[T], value: Any, where: str) -> T:
     if not isinstance(value, dict):
         raise TypeError(f"{where} must be an object")
-    hints, values = _hints(cls), {}
+    hints, values = _hints(typing.cast(Any, cls)), {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         if f.name in value:
             values[f.name] = _as(hints[f.name], value[f.name], f"{where}.{f.name}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from mmap import mmap
 from typing import NamedTuple
 
 MAGIC = b"ATHEPART"
@@ -33,7 +34,7 @@ def make_part(content: bytes, runs: Sequence[Run]) -> bytes:
     return b"".join((head, *own, content[end:]))
 
 
-def put_together(part: bytes, lender: bytes) -> bytes:
+def put_together(part: bytes, lender: bytes | mmap) -> bytes:
     """The graph that `make_part` was given; of other bytes, others, so that the caller checks the digest.
 
     Raises:
@@ -54,7 +55,8 @@ def _pieces(part: memoryview, lender: memoryview) -> Iterator[memoryview]:
     for at, source, length in _RUN.iter_unpack(part[start:own]):
         if at < end or source + length > len(lender) or own + at - end > len(part):
             raise ValueError("its runs leave the files")
-        yield part[own : own + at - end]
+        if at > end:
+            yield part[own : own + at - end]
         yield lender[source : source + length]
         own, end = own + at - end, at + length
     yield part[own:]

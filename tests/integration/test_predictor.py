@@ -113,6 +113,23 @@ def test_a_changed_graph_is_refused_before_it_is_run(bundle: Path, photo: Path, 
     assert [f.path for f in error.value.files] == [name]
 
 
+def test_graphs_that_are_opened_at_once_answer_as_those_that_are_opened_one_by_one(built: Path, photo: Path) -> None:
+    at_once, one_by_one = Predictor.load(built), Predictor.load(built)
+    at_once.graphs.open()
+    for branch in ("auto", "simple", "complex"):
+        assert at_once.predict(photo, branch).top == one_by_one.predict(photo, branch).top
+
+
+@pytest.mark.parametrize("name", ["simple.int8.part", "complex.int8", "router.fp32"])
+def test_a_changed_graph_is_refused_where_all_are_opened_at_once(bundle: Path, name: str) -> None:
+    path = bundle / f"onnx/{name}.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleIntegrityError, match=f"changed: onnx/{name}"):
+        Predictor.load(bundle).graphs.open()
+
+
 def test_labels_in_other_writing_systems_come_out_as_they_went_in(bundle: Path, photo: Path) -> None:
     names = [f"класс {i} 类" for i in range(100)]
     replace_file(bundle, "labels.txt", "".join(f"{n}\n" for n in names).encode())
