@@ -54,10 +54,8 @@ def require(name: str) -> None:
 
 def installed_version(module: str) -> str | None:
     """Version of the distribution behind an import name; None where absent."""
-    from importlib.metadata import (
-        PackageNotFoundError,
-        version,
-    )  # slower to import than the runtime; `run` has no need of it
+    # not with the module: it takes longer to import than the runtime, which asks for no version
+    from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version(_DISTRIBUTIONS.get(module, module))

@@ -111,6 +111,12 @@ def test_what_the_bundle_holds_is_in_the_controls_byte_by_byte(with_controls: Pa
         for path in (with_controls, controls_of(with_controls))
     )
     assert ours and ours.items() <= theirs.items()
+    lenders = {
+        (g.target, g.precision): g.file for g in open_bundle(controls_of(with_controls)).manifest.graphs if g.role == "dense"
+    }
+    for graph in open_bundle(controls_of(with_controls)).manifest.graphs:
+        shares = graph.role not in ("router", "dense")
+        assert (graph.borrows and graph.borrows.file) == (lenders[graph.target, graph.precision] if shares else None)
 
 
 def test_the_dense_control_is_the_whole_backbone_and_its_accuracy_is_that_of_its_answers(
@@ -162,9 +168,9 @@ def test_controls_of_other_graphs_are_not_taken(both_folders: Path) -> None:
 
 
 def test_damaged_controls_are_an_error_and_not_a_bench_without_them(both_folders: Path) -> None:
-    (controls_of(both_folders) / "onnx/dense.int8.part.onnx").write_bytes(b"")
+    (controls_of(both_folders) / "onnx/dense.int8.onnx").write_bytes(b"")
     error = refused(5, "bundle_integrity", "bench", both_folders)
-    assert "onnx/dense.int8.part.onnx" in error["message"]
+    assert "onnx/dense.int8.onnx" in error["message"]
 
 
 def test_a_pruned_branch_called_dense_is_refused_with_controls_before_anything_is_made(
