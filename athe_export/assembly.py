@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -58,16 +59,16 @@ class TargetGraph(Protocol):
 _SUFFIXES = {"onnx": "onnx", "litert": "tflite"}
 
 
-def add_graph(staged: StagedBundle, target: str, graph: TargetGraph) -> GraphEntry:
-    """Writes a graph and describes it; of a TFLite graph, also what XNNPACK takes."""
+def described(target: str, graph: TargetGraph) -> tuple[GraphEntry, bytes]:
+    """A graph's entry, as it is if stored whole, and its content; of a TFLite graph, also what XNNPACK takes."""
     name = f"{target}/{graph.role}.{graph.precision}.{_SUFFIXES[target]}"
-    file = staged.add(name, f"graph:{target}:{graph.role}:{graph.precision}", graph.content)
-    int8, floats = graph.int8_ops, graph.float_ops
-    xnnpack = vars(LitertSession(graph.content).delegation()) if target == "litert" else None
-    return GraphEntry(
-        graph.role, target, graph.precision, name, file.bytes, file.sha256, graph.inputs, graph.outputs, graph.mmacs,
-        len(int8), len(floats), floats, xnnpack,
+    content, int8, floats = graph.content, graph.int8_ops, graph.float_ops
+    xnnpack = vars(LitertSession(content).delegation()) if target == "litert" else None
+    entry = GraphEntry(
+        graph.role, target, graph.precision, name, len(content), hashlib.sha256(content).hexdigest(), graph.inputs,
+        graph.outputs, graph.mmacs, len(int8), len(floats), floats, xnnpack,
     )  # fmt: skip
+    return entry, content
 
 
 def add_labels(staged: StagedBundle, prepared: Prepared) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.assembly import TargetGraph, add_graph, draft_manifest
+from athe_export.assembly import TargetGraph, described, draft_manifest
 from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.bundle.writer import StagedBundle, said_plainly
@@ -40,7 +40,9 @@ class ExportedGraphs:
 
     def add(self, target: str, graph: TargetGraph) -> None:
         """Writes one fp32 graph."""
-        self._entries.append(add_graph(self._staged, target, graph))
+        entry, content = described(target, graph)
+        self._staged.add(entry.file, f"graph:{target}:{graph.role}:{graph.precision}", content)
+        self._entries.append(entry)
 
     def opened(self, prepared: Prepared) -> Bundle:
         """They as a bundle of their own, which routes as the reference does."""

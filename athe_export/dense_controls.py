@@ -1,7 +1,7 @@
 """`build --controls`: the bundle beside the bundle that `bench` holds it against.
 
 It has the router, every branch and, as the hardest branch, the dense backbone, all in both precisions. Its bounds send no
-image to the dense one. What the bundle holds too is taken over byte by byte.
+image to the dense one. What the bundle holds too is the same graph, byte for byte.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from athe_export.assembly import TargetGraph, add_golden, add_graph, add_labels, draft_manifest
+from athe_export.assembly import TargetGraph, add_golden, add_labels, described, draft_manifest
 from athe_export.bench.controls import DENSE, controls_path
 from athe_export.branches import BranchGraphSource, build_branch
 from athe_export.build_gate import ExportedGraphs
@@ -34,6 +34,7 @@ from athe_export.reference import TorchReference
 from athe_export.report.html import report_html
 from athe_export.runtime.golden import check_golden
 from athe_export.runtime.routing import RouterPolicy
+from athe_export.sharing import add_graphs, as_whole
 from athe_export.stages import StageTimer
 from athe_export.system import Prepared
 from athe_export.targets.litert.graph import LitertGraph
@@ -78,12 +79,14 @@ def fill_controls(
         ExportError: the backbone cannot be exported or quantized, or golden outputs are not repeated.
     """
     whole = _with_dense(prepared)
-    graphs = [_copied(controls, bundle.read(g.file), g) for g in bundle.manifest.graphs]
+    graphs = [(as_whole(g), bundle.graph(g)) for g in bundle.manifest.graphs]
     for target in prepared.file.recipe.targets.names:
-        graphs += _graphs(controls, whole, target, bundle.manifest, exported, timer)
+        graphs += _graphs(whole, target, bundle.manifest, exported, timer)
+    with timer.stage("controls: write"):
+        entries = add_graphs(controls, graphs, prepared.file.recipe.share_weights)
     with timer.stage("controls: golden"):
         add_labels(controls, whole)
-        manifest = controls.finish(_draft(whole, bundle.manifest, tuple(graphs)))
+        manifest = controls.finish(_draft(whole, bundle.manifest, entries))
         manifest = controls.finish(add_golden(controls, whole, manifest))
     if prepared.system.trained:
         with timer.stage("controls: accuracy of the dense backbone"):
@@ -116,8 +119,8 @@ def _with_dense(prepared: Prepared) -> Prepared:
 
 
 def _graphs(
-    controls: StagedBundle, whole: Prepared, target: str, manifest: Manifest, exported: ExportedGraphs, timer: StageTimer
-) -> Iterator[GraphEntry]:
+    whole: Prepared, target: str, manifest: Manifest, exported: ExportedGraphs, timer: StageTimer
+) -> Iterator[tuple[GraphEntry, bytes]]:
     """What the bundle does not hold: the dense backbone, and each branch in the other precision."""
     spec = getattr(whole.file.recipe.targets, target)
     held = {(g.role, g.precision) for g in manifest.graphs if g.target == target}
@@ -126,15 +129,15 @@ def _graphs(
         graph = None
         if (source.role, "fp32") not in held:
             if source.role in fp32:
-                yield _copied(controls, (exported.folder / fp32[source.role].file).read_bytes(), fp32[source.role])
+                yield fp32[source.role], (exported.folder / fp32[source.role].file).read_bytes()
             else:
                 with timer.stage(f"controls: {target}: export {source.role}"):
                     graph = export_graph(whole, source, spec)
-                    yield add_graph(controls, target, graph)
+                    yield described(target, graph)
         if (source.role, "int8") not in held and _becomes_int8(source, spec):
             with timer.stage(f"controls: {target}: quantize {source.role}"):
                 job = quantize_job(target, whole, source, graph or _reopened(fp32[source.role], exported.folder))
-                yield add_graph(controls, target, job.quantize(_settled(spec.quantize, target, manifest), job.images()))
+                yield described(target, job.quantize(_settled(spec.quantize, target, manifest), job.images()))
 
 
 def _becomes_int8(source: BranchGraphSource, spec: OnnxTarget | LitertTarget) -> bool:
@@ -149,11 +152,6 @@ def _settled(spec: Any, target: str, manifest: Manifest) -> Any:
         spec = dataclasses.replace(spec, calibrator=chosen)
     search = ((manifest.precision or {}).get(target) or {}).get("search") or {}
     return with_kept(spec, search.get("keep_float", ()))
-
-
-def _copied(controls: StagedBundle, content: bytes, entry: GraphEntry) -> GraphEntry:
-    controls.add(entry.file, f"graph:{entry.target}:{entry.role}:{entry.precision}", content)
-    return entry
 
 
 def _reopened(entry: GraphEntry, folder: Path) -> TargetGraph:

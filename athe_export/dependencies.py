@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from athe_export.errors import MissingDependency
 
@@ -55,6 +54,9 @@ def require(name: str) -> None:
 
 def installed_version(module: str) -> str | None:
     """Version of the distribution behind an import name; None where absent."""
+    # not with the module: it takes longer to import than the runtime, which asks for no version
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(_DISTRIBUTIONS.get(module, module))
     except PackageNotFoundError:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.assembly import add_golden, add_graph, add_labels, draft_manifest
+from athe_export.assembly import add_golden, add_labels, described, draft_manifest
 from athe_export.build_gate import ExportedGraphs, exported_graphs, gate_staged, torch_on_gate
 from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import open_bundle
@@ -32,6 +32,7 @@ from athe_export.report.gallery import shown_ids, thumbnail
 from athe_export.report.html import report_html
 from athe_export.router_bounds import fit_routers
 from athe_export.runtime.golden import GoldenResult, check_golden
+from athe_export.sharing import add_graphs
 from athe_export.stages import StageTimer, Watcher
 from athe_export.system import CalibrationImages, Prepared, equalise_system, fit_routing, load_system
 from athe_export.targets.keep_float import require_layers
@@ -160,11 +161,12 @@ def _graphs(
     timer: StageTimer,
 ) -> tuple[GraphEntry, ...]:
     """Every target asked for, every role, every precision."""
-    return tuple(
-        add_graph(staged, target, graph)
-        for target in prepared.file.recipe.targets.names
-        for graph in target_graphs(prepared, target, exported, study, layers, timer)
-    )
+    entries: list[GraphEntry] = []
+    for target in prepared.file.recipe.targets.names:
+        graphs = [described(target, graph) for graph in target_graphs(prepared, target, exported, study, layers, timer)]
+        with timer.stage(f"{target}: write"):
+            entries += add_graphs(staged, graphs, prepared.file.recipe.share_weights)
+    return tuple(entries)
 
 
 def _gate(

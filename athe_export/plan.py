@@ -69,6 +69,7 @@ def _stages(recipe: Recipe, gated: bool) -> list[str]:
         stages += [f"{target}: sensitivity"] if quantized and spec.quantize.sensitivity is not None else []
         stages += [f"{target}: search"] if quantized and spec.quantize.auto is not None else []
         stages += [f"{target}: quantize {role}" for role in quantized]
+        stages.append(f"{target}: write")
     return [*stages, "golden", *(["reference", "parity"] if gated else []), "verify"]
 
 
@@ -82,6 +83,7 @@ def _control_stages(recipe: Recipe, gated: bool) -> list[str]:
             stages += [f"controls: {target}: export dense", f"controls: {target}: quantize dense"]
     return [
         *stages,
+        "controls: write",
         "controls: golden",
         *(["controls: accuracy of the dense backbone"] if gated else []),
         "controls: verify",

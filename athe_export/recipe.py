@@ -234,6 +234,7 @@ class Recipe:
     router: RouterSpec | None = key("needed with two branches and more", default=None)
     equalise: EqualiseSpec | None = key("LayerNorm's scales go into the next layer before export; null: no", default=None)
     parity: ParitySpec = key("limits of the parity gate", default=ParitySpec())
+    share_weights: bool = key("what branches have in common is stored once", default=False)
     bench: BenchSpec | None = key("limits that `bench` holds the bundle to; null: none", default=None)
     train: TrainSpec | None = key("how the checkpoint is trained", default=None)
 

@@ -48,7 +48,7 @@ def measure_tokens(
     decisive = np.zeros(len(routed), np.bool_)
     for index, branch in enumerate(bundle.manifest.branches):
         entry = bundle.manifest.graphs_of(*system)[branch.name]
-        graphs = _CUT[system[0]](bundle.read(entry.file)) if branch.prune else ()
+        graphs = _CUT[system[0]](bundle.graph(entry)) if branch.prune else ()
         own = np.flatnonzero(routed == index)
         if not branch.prune or len(graphs) != len(branch.prune) or not len(own):
             why[branch.name] = _reason(len(graphs), len(branch.prune))

@@ -141,7 +141,10 @@ def inspect(
         found = {"precision": opened.manifest.precision}
         console.print_json(found) if as_json else console.print_precision(opened.manifest)
         return
-    console.print_json(opened.manifest.to_json()) if as_json else console.print_manifest(opened.manifest)
+    if as_json:
+        console.print_json(opened.manifest.to_json() | {"stored": opened.manifest.sizes()})
+        return
+    console.print_manifest(opened.manifest)
 
 
 @app.command(epilog="Examples: athe-export run BUNDLE photo.jpg · athe-export run BUNDLE *.png --branch complex --json")

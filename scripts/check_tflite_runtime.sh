@@ -3,6 +3,7 @@
 # package that ai-edge-litert succeeds. In a fresh venv with tflite-runtime 2.14.0 and numpy 1.26.4 it shows
 # - which of the bundle's .tflite graphs open, which ops XNNPACK leaves there, and of a graph that does not open the op that
 #   is unknown; as a control, that the message for a graph made too new names its op;
+# - that a part of a graph, which an athe-export that knows no parts would give it, is refused and does not crash;
 # - how verify goes, and that it refuses a truncated graph before this engine, which would crash on it, sees it.
 # In a second venv with numpy 2 it shows the message that names the fix. The wheels of tflite-runtime end at Python 3.11.
 set -euo pipefail
@@ -30,7 +31,7 @@ bundle = open_bundle(Path(sys.argv[1]))
 entry = next((g for g in bundle.manifest.graphs if g.target == "litert" and g.role != "router"), None)
 if entry is None:
     sys.exit("the bundle has no litert target: add targets.litert to its recipe and build it again")
-model = unpack(bundle.read(entry.file))
+model = unpack(bundle.graph(entry))
 for code in model.operatorCodes:
     if code.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED:
         code.version = 99
@@ -75,12 +76,19 @@ from athe_export.runtime.litert_session import LitertSession
 bundle = open_bundle(Path("bundle"))
 for graph in (g for g in bundle.manifest.graphs if g.target == "litert"):
     try:
-        found = LitertSession(bundle.read(graph.file)).delegation()
+        found = LitertSession(bundle.graph(graph)).delegation()
         kinds = Counter(op.split()[0] for op in found.outside)
         outside = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         print(f"{graph.file}: opens; XNNPACK takes it in {found.partitions} partitions and leaves {outside or 'nothing'}")
     except AtheExportError as err:
         print(f"{graph.file}: does not open: {err.what}")
+for graph in (g for g in bundle.manifest.graphs if g.target == "litert" and g.borrows):
+    try:
+        LitertSession(bundle.read(graph.file))
+    except AtheExportError as err:
+        print(f"{graph.file}: no graph by itself: {err.what}")
+    else:
+        raise SystemExit(f"{graph.file} was taken for a graph")
 try:
     LitertSession(Path("too_new.tflite").read_bytes())
 except MissingDependency as err:

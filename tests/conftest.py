@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.tools import Outcome, command, output_of
+from tests.tools import Outcome, command, graph_content, output_of
 
 if TYPE_CHECKING:
     from athe_export.branches import BranchGraphSource
@@ -44,6 +44,7 @@ TINY: dict[str, Any] = {
         {"name": "complex", "prune": [{"after_blocks": 2, "keep": 0.75}], "heads": 3},
     ],
     "targets": {"onnx": {"opset": 20}},
+    "share_weights": True,
     # random weights answer at random, so only plumbing can be asked for here; shipped recipes gate real accuracy
     "parity": {"max_top1_drop_pp": 50, "min_agreement": 0.2, "min_router_agreement": 0.9},
 }
@@ -264,7 +265,7 @@ def litert_graphs(built_both: Path) -> dict[str, LitertGraph]:
     from athe_export.targets.litert.graph import LitertGraph
 
     roles = ("router", "simple", "complex")
-    return {r: LitertGraph(r, "fp32", (built_both / f"litert/{r}.fp32.tflite").read_bytes()) for r in roles}
+    return {r: LitertGraph(r, "fp32", graph_content(built_both, f"litert/{r}.fp32.tflite")) for r in roles}
 
 
 @pytest.fixture(scope="session")

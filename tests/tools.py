@@ -19,6 +19,7 @@ import numpy as np
 from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, Manifest, parse_manifest
 from athe_export.bundle.reader import open_bundle
 from athe_export.bundle.writer import StagedBundle, staged_bundle
+from athe_export.sharing import as_whole
 
 ERROR_FIELDS = {"code", "kind", "message", "where", "remedy", "files"}
 
@@ -134,8 +135,36 @@ def write_manifest(bundle: Path, text: str) -> None:
     (bundle / MANIFEST_DIGEST).write_text(hashlib.sha256(text.encode()).hexdigest() + f"  {MANIFEST}\n")
 
 
+def graph_content(bundle: Path, name: str) -> bytes:
+    """A graph as an engine is given it, by the name that its file has where it is stored whole."""
+    opened = open_bundle(bundle)
+    return opened.graph(next(g for g in opened.manifest.graphs if as_whole(g).file == name))
+
+
+def store_whole(bundle: Path) -> None:
+    """Stores every graph whole, as bundles were before graphs shared their weights."""
+    opened = open_bundle(bundle)
+    whole = {g.file: (as_whole(g), opened.graph(g)) for g in opened.manifest.graphs if g.borrows}
+
+    def rewrite(manifest: dict[str, Any]) -> None:
+        for listed in (*manifest["files"], *manifest["graphs"]):
+            entry, _ = whole.get(listed.get("path") or listed["file"], (None, b""))
+            if entry is not None:
+                listed.update({"path" if "path" in listed else "file": entry.file})
+                listed.update(bytes=entry.bytes, sha256=entry.sha256)
+        for graph in manifest["graphs"]:
+            graph.pop("borrows")
+
+    for part, (entry, content) in whole.items():
+        (bundle / part).unlink()
+        (bundle / entry.file).write_bytes(content)
+    edit_manifest(bundle, rewrite)
+
+
 def replace_file(bundle: Path, name: str, content: bytes) -> None:
-    """Puts other bytes in a listed file's place and renews every digest of it."""
+    """Puts other bytes in a listed file's place and renews every digest of it; a graph's, where all are stored whole."""
+    if name.startswith(("onnx/", "litert/")) and any(g.borrows for g in open_bundle(bundle).manifest.graphs):
+        store_whole(bundle)
     (bundle / name).write_bytes(content)
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 

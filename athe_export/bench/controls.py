@@ -39,8 +39,8 @@ def find_controls(bundle: Bundle) -> tuple[Bundle | None, str]:
 def _belong(bundle: Bundle, controls: Bundle) -> bool:
     """Whether both are of one build: made by one recipe from one checkpoint, and equal in every graph that both hold."""
     ours, theirs = bundle.manifest, controls.manifest
-    own = {(g.target, g.role, g.precision): g.sha256 for g in ours.graphs}
-    other = {(g.target, g.role, g.precision): g.sha256 for g in theirs.graphs}
+    own = {(g.target, g.role, g.precision): g.whole_sha256 for g in ours.graphs}
+    other = {(g.target, g.role, g.precision): g.whole_sha256 for g in theirs.graphs}
     same = (ours.recipe["sha256"], ours.checkpoint["sha256"]) == (theirs.recipe["sha256"], theirs.checkpoint["sha256"])
     has_dense = any(b.name == DENSE for b in theirs.branches)
     return same and has_dense and all(other.get(graph) == digest for graph, digest in own.items())

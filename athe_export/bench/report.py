@@ -74,9 +74,9 @@ def row_json(table: Table, key: Key) -> dict[str, Any]:
     named = {"system": key.name, "kind": key.kind, "target": key.target, "precision": key.precision}
     found = table.rows.get(key)
     if found is None:
-        empty = dict.fromkeys((*_times(None), "top1", "bytes", *_ratios(table, key)))
+        empty = dict.fromkeys((*_times(None), "top1", "bytes", "stored_bytes", *_ratios(table, key)))
         return {**named, "threads": table.threads, "n": 0, **empty, "not_measured": table.not_measured[key]}
-    figures = {"top1": found.row.top1, "bytes": found.row.bytes}
+    figures = {"top1": found.row.top1, "bytes": found.row.bytes, "stored_bytes": found.row.stored_bytes}
     ratios = {name: _rounded(value) for name, value in _ratios(table, key).items()}
     count = len(found.series.seconds)
     return {**named, "threads": table.threads, "n": count, **_times(found), **figures, **ratios, "not_measured": None}

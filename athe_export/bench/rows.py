@@ -48,13 +48,15 @@ class Row:
         query: one image.
         shares: by branch, of the images of a routed row; None where all images take one way.
         top1: what the gate measured of it; None: nothing.
-        bytes: of its graphs' files.
+        bytes: of its graphs, as the engine is given them.
+        stored_bytes: of the files that hold them.
     """
 
     query: Query
     shares: Mapping[str, float] | None
     top1: float | None
     bytes: int
+    stored_bytes: int
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,7 @@ class _System:
         self._dense = RoutedGraphs(controls, target, precision, threads) if controls else None
         self._photos = photos_by_branch(self._graphs, self._preprocessing, images)
         self.all_photos = [photo for own in self._photos.values() for photo in own]
-        for role in self._graphs.entries:  # opened before anything is timed, and found out here where one cannot be
-            self._graphs.session(role)
+        self._graphs.open()  # before anything is timed; found out here where one cannot be
         if self._dense is not None:
             self._dense.session(DENSE)
 
@@ -216,7 +217,7 @@ class _System:
             if self._dense is None:
                 return why
             query: Query = self._query(self._dense, self.all_photos, DENSE)
-            return Row(query, None, dense_accuracy(self._controls, *self._system), self._dense.entries[DENSE].bytes)
+            return Row(query, None, dense_accuracy(self._controls, *self._system), *self._dense.sizes([DENSE]))
         if key.kind == ROUTER:
             query = ImageToScore(self._graphs, self._preprocessing, self.all_photos, self._labels)
         elif key.kind == BRANCH:
@@ -228,8 +229,7 @@ class _System:
                 return f"no golden image is routed to {', '.join(lacking)} here"
             query = self._query(self._graphs, mixed(self._photos, shares), "auto")
             roles = list(self._graphs.entries) if key.kind == ROUTED else [ROUTER, names[0]]
-        size = sum(self._graphs.entries[role].bytes for role in roles)
-        return Row(query, shares, accuracy_of(self._bundle.manifest, key), size)
+        return Row(query, shares, accuracy_of(self._bundle.manifest, key), *self._graphs.sizes(roles))
 
     def _query(self, graphs: RoutedGraphs, photos: Sequence[bytes], branch: str) -> ImageToLabel:
         return ImageToLabel(graphs, self._preprocessing, photos, self._labels, branch)

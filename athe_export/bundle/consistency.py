@@ -48,9 +48,12 @@ def _files(m: Manifest) -> Iterator[str]:
     if len(set(paths)) != len(paths):
         yield "files lists a path twice"
     listed = {f.path: (f.bytes, f.sha256) for f in m.files}
+    whole = {g.file for g in m.graphs if g.borrows is None}
     for g in m.graphs:
         if listed.get(g.file) != (g.bytes, g.sha256):
             yield f"graph {g.file} is not among the files with the same bytes and sha256"
+        if g.borrows is not None and g.borrows.file not in whole:
+            yield f"graph {g.file} borrows from {g.borrows.file}, which is no whole graph"
 
 
 def _graphs(m: Manifest) -> Iterator[str]:

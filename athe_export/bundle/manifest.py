@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -38,9 +40,20 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Borrowed:
+    """Where the rest of a graph is that is stored as a part: in the graph file `file`. `bytes` and `sha256` are of the graph
+    put together, which is what an engine is given."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class GraphEntry:
-    """One graph file. `role` is `router` or a branch's name, `precision` int8 or fp32, `mmacs` million
-    multiply-accumulates an image; `float_op_names` lists every op that computes in float as `op_type name`."""
+    """One graph. `role` is `router` or a branch's name, `precision` int8 or fp32, `mmacs` million multiply-accumulates an
+    image; `float_op_names` lists every op that computes in float as `op_type name`. `bytes` and `sha256` are of `file`,
+    which is the whole graph, or a part of it if it `borrows`."""
 
     role: str
     target: str
@@ -55,6 +68,22 @@ class GraphEntry:
     float_ops: int
     float_op_names: tuple[str, ...]
     xnnpack: dict[str, Any] | None = None
+    borrows: Borrowed | None = None
+
+    @property
+    def whole_bytes(self) -> int:
+        """Size of the graph as an engine is given it."""
+        return self.borrows.bytes if self.borrows else self.bytes
+
+    @property
+    def whole_sha256(self) -> str:
+        """Digest of the graph as an engine is given it."""
+        return self.borrows.sha256 if self.borrows else self.sha256
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that the graph is read from, its own first."""
+        return (self.file, self.borrows.file) if self.borrows else (self.file,)
 
 
 @dataclass(frozen=True)
@@ -182,6 +211,19 @@ class Manifest:
     def file_of(self, role: str) -> FileEntry | None:
         return next((f for f in self.files if f.role == role), None)
 
+    def stored_bytes(self, graphs: Iterable[GraphEntry]) -> int:
+        """Size of the files that hold these graphs, each counted once."""
+        wanted = {path for g in graphs for path in g.files}
+        return sum(f.bytes for f in self.files if f.path in wanted)
+
+    def sizes(self) -> list[dict[str, Any]]:
+        """Of each system: `bytes` of the files that hold its graphs, `whole_bytes` of the graphs themselves."""
+        graphs = {system: self.graphs_of(*system).values() for system in self.systems}
+        return [
+            {"target": t, "precision": p, "bytes": self.stored_bytes(own), "whole_bytes": sum(g.whole_bytes for g in own)}
+            for (t, p), own in graphs.items()
+        ]
+
     def to_json(self) -> dict[str, Any]:
         return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
 
@@ -217,6 +259,8 @@ _CHANGED = (FileProblem(MANIFEST, "changed"),)
 
 def _as(kind: Any, value: Any, where: str) -> Any:
     """Turns JSON into the annotated type, strictly."""
+    if type(value) is kind:  # nearly all of a manifest; a process that starts has to wait for it
+        return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -239,10 +283,15 @@ def _as(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _object(cls: type[T], value: Any, where: str) -> T:
     if not isinstance(value, dict):
         raise TypeError(f"{where} must be an object")
-    hints, values = typing.get_type_hints(cls), {}
+    hints, values = _hints(typing.cast(Any, cls)), {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         if f.name in value:
             values[f.name] = _as(hints[f.name], value[f.name], f"{where}.{f.name}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from athe_export.bundle.consistency import inconsistencies
-from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, FileEntry, Manifest, parse_manifest
+from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, FileEntry, GraphEntry, Manifest, parse_manifest
+from athe_export.bundle.parts import put_together
 from athe_export.errors import BundleIntegrityError, FileProblem
 
 _AGAIN = "copy the bundle again from where it was built, or build it again"
@@ -43,6 +46,32 @@ class Bundle:
                 f"a file of the bundle is {content}: {name}", where=str(self.path), remedy=_AGAIN, files=(problem,)
             )
         return content
+
+    def graph(self, entry: GraphEntry, lender: bytes | None = None) -> bytes:
+        """The bytes of a graph as an engine is given them; one that is stored as a part is put together.
+
+        Args:
+            lender: what `read` gave of the file that it borrows from, if that has been read anyway.
+
+        Raises:
+            BundleIntegrityError: a file of it is not listed, missing, or not the bytes that the manifest promises.
+        """
+        part = self.read(entry.file)
+        if entry.borrows is None:
+            return part
+        content = b""
+        with contextlib.suppress(OSError, ValueError):  # the end says what is wrong
+            content = put_together(part, _mapped(self.path / entry.borrows.file) if lender is None else lender)
+        if lender is not None and len(content) == entry.borrows.bytes:  # made of two files that were checked
+            return content
+        if hashlib.sha256(content).hexdigest() == entry.borrows.sha256:  # the lender's would cover more than is used
+            return content
+        self.read(entry.borrows.file)  # says so where it is that file that was changed
+        raise BundleIntegrityError(
+            f"{entry.file} and {entry.borrows.file} do not make the graph in the manifest",
+            where=str(self.path),
+            remedy=_AGAIN,
+        )
 
     def check(self) -> None:
         """Verifies every file.
@@ -98,8 +127,11 @@ def open_bundle(path: Path) -> Bundle:
             remedy=_AGAIN,
             files=(FileProblem(MANIFEST, "changed"),),
         )
-    for name in [MANIFEST, MANIFEST_DIGEST, *(f.path for f in manifest.files), *(g.file for g in manifest.graphs)]:
-        _require_contained(path, name)
+    whole = path.resolve()
+    for name in dict.fromkeys(
+        (MANIFEST, MANIFEST_DIGEST, *(f.path for f in manifest.files), *(g.file for g in manifest.graphs))
+    ):
+        _require_contained(path, whole, name)
     if problems := inconsistencies(manifest):
         raise BundleIntegrityError(
             "the manifest contradicts itself:\n" + "\n".join(f"  {p}" for p in problems), where=str(path / MANIFEST)
@@ -107,12 +139,13 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest)
 
 
-def _require_contained(bundle: Path, name: str) -> None:
+def _require_contained(bundle: Path, whole: Path, name: str) -> None:
+    """Raises BundleIntegrityError where a name leads out of the bundle, whose resolved path is `whole`."""
     pure = PurePosixPath(name)
     escapes = pure.is_absolute() or ".." in pure.parts or not name or any(c in name for c in "\\:\0")
     if not escapes:
         try:
-            escapes = not (bundle / name).resolve().is_relative_to(bundle.resolve())
+            escapes = not (bundle / name).resolve().is_relative_to(whole)
         except (OSError, RuntimeError):  # a loop of links leads nowhere
             escapes = True
     if escapes:
@@ -122,6 +155,20 @@ def _require_contained(bundle: Path, name: str) -> None:
             remedy="do not use this bundle; build it again",
             files=(FileProblem(name, "extra"),),
         )
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A file's bytes where the kernel has them: some of them will be copied, and all at once is quicker than page by page.
+
+    Raises:
+        OSError, ValueError: there is no such file, or nothing in it.
+    """
+    if not path.is_file():  # opening a pipe would wait
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        if hasattr(mmap, "MAP_POPULATE"):
+            return mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _content(bundle: Path, entry: FileEntry) -> bytes | str:

@@ -61,6 +61,7 @@ def _row(
 ) -> tuple[str, ...]:
     of = of or {}
     size, mmacs = f"{graph.bytes:,}", f"{graph.mmacs:.1f}"
+    size += f" of {graph.whole_bytes:,}" if graph.borrows else ""
     top = [percent(of.get("reference_top1")), percent(of.get("top1")), percent(of.get("agreement"))]
     return (target, f"{name} {graph.precision}", kept, heads, mmacs, size, *top, percent(share), "")
 
@@ -69,7 +70,7 @@ def _routed(
     manifest: Manifest, system: tuple[str, str], found: dict[str, Any] | None, graphs: list[GraphEntry]
 ) -> tuple[str, ...]:
     target, name = system[0], f"routed {system[1]}"
-    size = f"{sum(g.bytes for g in graphs):,}"
+    size = f"{manifest.stored_bytes(graphs):,}"
     if not found or not manifest.parity:
         return (target, name, "", "", "", size, "", "", "", "", manifest.verdict)
     reference = percent(manifest.parity["reference"]["top1"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import importlib
 import os
 import re
@@ -69,6 +70,8 @@ def litert_unavailable() -> str | None:
 class LitertSession:
     """Runs a graph with one input and one output through XNNPACK.
 
+    `partitions` is how many parts of the graph XNNPACK runs.
+
     Args:
         model: the .tflite file's content.
         threads: of XNNPACK.
@@ -89,7 +92,7 @@ class LitertSession:
             with native_stderr_muted():
                 self._interpreter = interpreter(model_content=model, num_threads=threads)
                 self._interpreter.allocate_tensors()
-            self._ops: list[dict[str, Any]] = self._interpreter._get_ops_details()
+            self.partitions = _partitions(self._interpreter)
             inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         except _BROKEN as err:
             raise _unusable(engine, str(err)) from err
@@ -107,11 +110,6 @@ class LitertSession:
             raise _unusable(engine, f"its int8 input has scale and zero point {scaled}, which are not those of pixels")
         self.input_shape = tuple(int(d) for d in inputs[0]["shape"])
         self.output_shape = tuple(int(d) for d in outputs[0]["shape"])
-
-    @property
-    def partitions(self) -> int:
-        """How many parts of the graph XNNPACK runs."""
-        return sum(op["op_name"] == _DELEGATE for op in self._ops)
 
     def run(self, image: GraphInput) -> npt.NDArray[np.float32]:
         """Output of pixels uint8 [1, size, size, 3] or, where the graph takes that, of float32 [1, 3, size, size].
@@ -137,8 +135,9 @@ class LitertSession:
     def delegation(self) -> Delegation:
         """What XNNPACK took: each of its nodes is followed from its outputs back to its inputs."""
         names = {t["index"]: t["name"] for t in self._interpreter.get_tensor_details()}
-        partitions = [op for op in self._ops if op["op_name"] == _DELEGATE]
-        plain = [op for op in self._ops if op["op_name"] != _DELEGATE]
+        ops = self._interpreter._get_ops_details()
+        partitions = [op for op in ops if op["op_name"] == _DELEGATE]
+        plain = [op for op in ops if op["op_name"] != _DELEGATE]
         maker = {int(tensor): op for op in plain for tensor in op["outputs"]}
         inside: set[int] = set()
         for partition in partitions:
@@ -181,6 +180,12 @@ def native_stderr_muted() -> Iterator[None]:
         yield
 
 
+def _partitions(interpreter: Any) -> int:
+    """By the ops' names alone: everything that can be known of each op takes longer to gather than opening the graph."""
+    ops = interpreter._interpreter
+    return sum(ops.NodeName(i) == _DELEGATE for i in range(ops.NumNodes()))
+
+
 def _interpreter_class() -> tuple[str, Any]:
     """Name and Interpreter class of the first runtime that is installed, tried out.
 
@@ -194,7 +199,7 @@ def _interpreter_class() -> tuple[str, Any]:
     try:
         with native_stderr_muted():
             interpreter = importlib.import_module(module).Interpreter
-            interpreter(model_content=_EMPTY_MODEL)
+            _try(interpreter)
     except Exception as err:  # SystemError, AttributeError or ImportError, by the versions that clash
         raise MissingDependency(
             f"{name} is installed and cannot create an interpreter under numpy {np.__version__}: {_first_line(err)}",
@@ -202,6 +207,12 @@ def _interpreter_class() -> tuple[str, Any]:
             remedy=f'{REMEDY}, or, where tflite_runtime has to stay, pip install "numpy<2"',
         ) from None
     return name, interpreter
+
+
+@functools.cache
+def _try(interpreter: Any) -> None:
+    """Creates an interpreter; one class need not show twice that it can."""
+    interpreter(model_content=_EMPTY_MODEL)
 
 
 def _unusable(engine: str, said: str) -> BundleIntegrityError | MissingDependency:

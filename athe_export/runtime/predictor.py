@@ -71,7 +71,11 @@ def open_session(bundle: Bundle, entry: GraphEntry, threads: int = 1) -> Session
         EnvironmentFailure: LiteRT has no XNNPACK here.
         UsageError: less than one thread.
     """
-    content, where = bundle.read(entry.file), str(bundle.path / entry.file)
+    return _session(bundle, entry, bundle.graph(entry), threads)
+
+
+def _session(bundle: Bundle, entry: GraphEntry, content: bytes, threads: int) -> Session:
+    where = str(bundle.path / entry.file)
     try:
         session = ENGINES[entry.target](content, threads)
     except BundleIntegrityError as err:
@@ -117,10 +121,26 @@ class RoutedGraphs:
             BundleIntegrityError: its file is not what the manifest promises.
         """
         if role not in self._sessions:
-            self._sessions[role] = open_session(self._bundle, self._entries[role], self._threads)
-            if note := slower_here(self._sessions[role], self._entries[role]):
-                self.notes.append(note)
+            self._keep(role, self._bundle.graph(self._entries[role]))
         return self._sessions[role]
+
+    def open(self) -> None:
+        """Opens every graph that is not open yet; a file that several need is read and checked once.
+
+        Raises:
+            BundleIntegrityError: a file is not what the manifest promises.
+        """
+        read: dict[str, bytes] = {}
+        for role, entry in sorted(self._entries.items(), key=lambda item: item[1].borrows is not None):
+            if role not in self._sessions:
+                lender = read.get(entry.borrows.file) if entry.borrows else None
+                read[entry.file] = self._bundle.graph(entry, lender)
+                self._keep(role, read[entry.file])
+
+    def _keep(self, role: str, content: bytes) -> None:
+        self._sessions[role] = _session(self._bundle, self._entries[role], content, self._threads)
+        if note := slower_here(self._sessions[role], self._entries[role]):
+            self.notes.append(note)
 
     def answer(self, source: Pixels, preprocessing: Preprocessing, branch: str = "auto", mark: Mark = unmarked) -> Answer:
         """Routes and classifies one image at source size, uint8 [s, s, 3]; a branch that is named is taken unrouted."""
@@ -153,6 +173,11 @@ class RoutedGraphs:
     def entries(self) -> Mapping[str, GraphEntry]:
         """The graph in use of the router, where there is one, and of every branch."""
         return self._entries
+
+    def sizes(self, roles: Iterable[str]) -> tuple[int, int]:
+        """Bytes of these graphs, and of the files that hold them."""
+        graphs = [self._entries[role] for role in roles]
+        return sum(g.whole_bytes for g in graphs), self._bundle.manifest.stored_bytes(graphs)
 
     def _shape(self, role: str) -> tuple[int, ...]:
         return self._entries[role].inputs[0].shape

@@ -23,7 +23,7 @@ from athe_export.runtime.predictor import Predictor, RoutedGraphs, labels_of, pr
 from athe_export.verify import verify_bundle
 from tests.conftest import TINY, SilentWatch, write_recipe
 from tests.integration.test_imports import BUILD_ONLY
-from tests.tools import cli, command, edit_manifest, error_of, listing, refused
+from tests.tools import cli, command, edit_manifest, error_of, refused
 
 # the controls then add fp32 branches of ONNX and int8 ones of LiteRT, and dense graphs of all four systems
 TARGETS = {"onnx": {"opset": 20}, "litert": {"precisions": ["fp32"]}}
@@ -31,7 +31,7 @@ OLD = Path(__file__).parent.parent / "bundles/v1/tiny"
 SHORT = Plan(rounds=3, slice_s=0)
 ROW = {
     *("system", "kind", "target", "precision", "threads", "n", "p50_ms", "p90_ms", "p99_ms", "typical_ms", "graph_ms"),
-    *("parts_ms", "top1", "bytes", "vs_dense_same_precision", "vs_dense_fp32", "pruning", "quantization"),
+    *("parts_ms", "top1", "bytes", "stored_bytes", "vs_dense_same_precision", "vs_dense_fp32", "pruning", "quantization"),
     *("graph_vs_dense_same_precision", "not_measured"),
 }
 TOP = {
@@ -106,9 +106,17 @@ def test_controls_verify_and_route_as_the_bundle_does(with_controls: Path) -> No
 
 
 def test_what_the_bundle_holds_is_in_the_controls_byte_by_byte(with_controls: Path) -> None:
-    ours, theirs = listing(with_controls), listing(controls_of(with_controls))
-    graphs = {name: digest for name, digest in ours.items() if name.endswith((".onnx", ".tflite"))}
-    assert graphs and graphs.items() <= theirs.items()
+    ours, theirs = (
+        {(g.target, g.role, g.precision): open_bundle(path).graph(g) for g in open_bundle(path).manifest.graphs}
+        for path in (with_controls, controls_of(with_controls))
+    )
+    assert ours and ours.items() <= theirs.items()
+    lenders = {
+        (g.target, g.precision): g.file for g in open_bundle(controls_of(with_controls)).manifest.graphs if g.role == "dense"
+    }
+    for graph in open_bundle(controls_of(with_controls)).manifest.graphs:
+        shares = graph.role not in ("router", "dense")
+        assert (graph.borrows and graph.borrows.file) == (lenders[graph.target, graph.precision] if shares else None)
 
 
 def test_the_dense_control_is_the_whole_backbone_and_its_accuracy_is_that_of_its_answers(
@@ -208,7 +216,8 @@ def test_every_row_is_measured_where_there_are_controls(document: dict[str, Any]
     for row in rows.values():
         assert set(row) == ROW and row["not_measured"] is None and row["n"] >= 3
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-        assert row["graph_ms"] < row["p99_ms"] and row["bytes"] > 0
+        assert row["graph_ms"] < row["p99_ms"] and row["bytes"] > 0 and row["stored_bytes"] > 0
+        assert row["kind"] != "routed" or row["stored_bytes"] < row["bytes"]
     assert all(
         v is not None and v > 0 for n, v in document["ratios"].items() if n not in ("target", "precision", "intervals")
     )
@@ -238,7 +247,7 @@ def test_a_fresh_process_says_what_it_took(document: dict[str, Any]) -> None:
     for cold in document["cold_start"]:
         parts = [cold[n] for n in ("import_ms", "load_ms", "first_answer_ms")]
         assert cold["not_measured"] is None and cold["cold_start_ms"] == pytest.approx(sum(parts), abs=0.1)
-        assert all(p > 0 for p in parts) and cold["peak_rss_mb"] > 10
+        assert all(p > 0 for p in parts) and cold["peak_rss_mb"] > cold["rss_before_graphs_mb"] > 10
     litert = document["cold_start"][1]  # what run takes
     assert (document["cold_start_ms"], document["peak_rss_mb"]) == (litert["cold_start_ms"], litert["peak_rss_mb"])
 

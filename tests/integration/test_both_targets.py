@@ -18,7 +18,7 @@ from athe_export.data.shapes import Shapes
 from athe_export.runtime.predictor import Predictor, open_session, preprocessing_of
 from athe_export.runtime.routing import RouterPolicy, match_policy
 from athe_export.targets.litert.graph import LitertGraph, pack, unpack
-from tests.tools import cli, edit_arrays, edit_manifest, error_of, refused, replace_file
+from tests.tools import cli, edit_arrays, edit_manifest, error_of, graph_content, refused, replace_file
 
 GRAPHS = {
     *(("onnx", role, precision) for role in ("simple", "complex") for precision in ("int8", "fp32")),
@@ -83,8 +83,8 @@ def test_inspect_and_the_report_show_it_to_a_person(built_both: Path) -> None:
         assert all(f"routed {p}" in text for p in ("int8", "fp32")) and "router int8" in text and "router fp32" in text
 
 
-def test_an_int8_file_is_smaller_than_its_fp32_file(built_both: Path) -> None:
-    sizes = {(g.target, g.role, g.precision): g.bytes for g in open_bundle(built_both).manifest.graphs}
+def test_an_int8_graph_is_smaller_than_its_fp32_graph(built_both: Path) -> None:
+    sizes = {(g.target, g.role, g.precision): g.whole_bytes for g in open_bundle(built_both).manifest.graphs}
     for target, role, _ in (graph for graph in GRAPHS if graph[2] == "int8"):
         assert sizes[target, role, "int8"] < sizes[target, role, "fp32"]
 
@@ -236,7 +236,7 @@ def _shift_classes(content: bytes) -> bytes:
 
 def test_a_broken_tflite_graph_fails_the_gate_however_well_onnx_does(bundle_both: Path, data: Path) -> None:
     name = "litert/complex.int8.tflite"
-    replace_file(bundle_both, name, _shift_classes((bundle_both / name).read_bytes()))
+    replace_file(bundle_both, name, _shift_classes(graph_content(bundle_both, name)))
     key = "litert/complex/int8"
     edit_arrays(bundle_both, "golden.npz", lambda a: a.update({key: np.roll(a[key], 1, axis=1)}))
     found = cli("verify", bundle_both, "--data-root", data, "--json")
@@ -278,7 +278,7 @@ def test_a_tflite_file_that_is_none_is_refused_by_verify_and_run(
     bundle_both: Path, photo: Path, content: Callable[[bytes], bytes], said: str
 ) -> None:
     name = "litert/complex.int8.tflite"
-    replace_file(bundle_both, name, content((bundle_both / name).read_bytes()))
+    replace_file(bundle_both, name, content(graph_content(bundle_both, name)))
     for verb in (["verify", bundle_both], ["run", bundle_both, photo, "--branch", "complex"]):
         error = refused(5, "bundle_integrity", *verb)
         assert said in error["message"] and error["where"] == str(bundle_both / name)

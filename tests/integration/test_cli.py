@@ -213,6 +213,9 @@ def test_inspect_holds_the_contracted_fields(built: Path) -> None:
         assert graph["float_ops"] == len(graph["float_op_names"])
         assert graph["int8_ops"] > 0 or graph["role"] == "router"
     assert document["router"]["bounds"].keys() == {"reference", "onnx"}
+    (stored,) = document["stored"]
+    assert (stored["target"], stored["precision"]) == ("onnx", "int8")
+    assert stored["bytes"] == sum(g["bytes"] for g in document["graphs"]) < stored["whole_bytes"]
 
 
 def test_inspect_shows_the_same_to_a_person(built: Path) -> None:

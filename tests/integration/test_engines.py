@@ -18,6 +18,7 @@ from tests.tools import (
     command,
     edit_manifest,
     error_of,
+    graph_content,
     refused,
     replace_file,
     require_one_message,
@@ -53,7 +54,7 @@ def test_what_was_not_run_is_said_to_a_person(built_both: Path) -> None:
     shown = command("verify", built_both, blocked=LITERT)
     assert shown.code == 0
     (line,) = [line for line in shown.out.splitlines() if line.startswith("not run: litert: ")]
-    assert 'pip install "athe-export[litert]"' in line and "litert/simple.int8.tflite" in line
+    assert 'pip install "athe-export[litert]"' in line and "litert/simple.int8.part.tflite" in line
     assert not [line for line in shown.out.splitlines() if "litert" in line and "pass" in line]
 
 
@@ -164,8 +165,8 @@ def test_graphs_that_xnnpack_takes_in_more_parts_than_where_they_were_built_are_
 
     edit_manifest(bundle_both, claim)
     (note,) = cli("run", bundle_both, photo, "--branch", "simple", "--json").document["notes"]
-    assert "litert/simple.int8.tflite in 2 partitions here and took it in 1" in note and "ai-edge-litert" in note
-    assert "note: XNNPACK takes litert/simple.int8.tflite" in cli("run", bundle_both, photo, "--branch", "simple").out
+    assert "litert/simple.int8.part.tflite in 2 partitions here and took it in 1" in note and "ai-edge-litert" in note
+    assert "note: XNNPACK takes litert/simple.int8.part.tflite" in cli("run", bundle_both, photo, "--branch", "simple").out
     verified = cli("verify", bundle_both, "--json")
     assert verified.code == 0
     noted = {(g["target"], g["role"], g["precision"]) for g in verified.document["golden"] if g["note"]}
@@ -175,7 +176,7 @@ def test_graphs_that_xnnpack_takes_in_more_parts_than_where_they_were_built_are_
 @pytest.mark.parametrize("name", ["litert/complex.int8.tflite", "onnx/complex.int8.onnx"])
 def test_a_graph_of_other_shapes_than_the_manifest_says_is_refused(bundle_both: Path, photo: Path, name: str) -> None:
     target, _, kind = name.partition("/complex.int8")
-    replace_file(bundle_both, name, (bundle_both / f"{target}/router.fp32{kind}").read_bytes())
+    replace_file(bundle_both, name, graph_content(bundle_both, f"{target}/router.fp32{kind}"))
     for verb in (["verify", bundle_both], ["run", bundle_both, photo, "--branch", "complex", "--target", target]):
         error = refused(5, "bundle_integrity", *verb)
         assert "shapes are not those in the manifest" in error["message"] and error["where"] == str(bundle_both / name)
@@ -186,7 +187,7 @@ def test_an_onnx_graph_that_the_runtime_is_too_old_for_is_not_passed_and_the_oth
     bundle_both: Path, change: str
 ) -> None:
     name = "onnx/simple.int8.onnx"
-    model = onnx.load(bundle_both / name)
+    model = onnx.load_from_string(graph_content(bundle_both, name))
     if change == "opset":
         model.opset_import[0].version = 99
     else:
@@ -218,8 +219,7 @@ def test_where_no_system_is_whole_verify_does_not_pass(with_a_newer_graph: Path)
 @pytest.fixture
 def with_a_newer_graph(bundle_both: Path) -> Path:
     """The bundle with one graph that names an op in a version that no runtime knows yet."""
-    path = bundle_both / "litert/complex.int8.tflite"
-    model = unpack(path.read_bytes())
+    model = unpack(graph_content(bundle_both, "litert/complex.int8.tflite"))
     for code in (c for c in model.operatorCodes if c.builtinCode == schema.BuiltinOperator.SOFTMAX):
         code.version = 99
     replace_file(bundle_both, "litert/complex.int8.tflite", pack(model))

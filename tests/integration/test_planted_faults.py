@@ -32,7 +32,7 @@ from athe_export.targets.onnx.graph import OnnxGraph, count_mmacs
 from athe_export.targets.onnx.quantize import quantize
 from athe_export.verify import check_preprocessing
 from tests.conftest import ROOT, SilentWatch
-from tests.tools import edit_manifest, replace_file
+from tests.tools import edit_manifest, graph_content, replace_file
 
 IMAGES = 300
 LAYER = "blocks.2.mlp.fc2"
@@ -41,7 +41,7 @@ LAYER = "blocks.2.mlp.fc2"
 def corrupt_scale(bundle: Path) -> None:
     """One layer's weights are read eight times too large, in branch simple."""
     path = "onnx/simple.int8.onnx"
-    model = onnx.load(bundle / path)
+    model = onnx.load_from_string(graph_content(bundle, path))
     (node,) = [n for n in model.graph.node if n.name == LAYER]
     (reader,) = [n for n in model.graph.node if n.output[0] == node.input[1]]
     (scale,) = [i for i in model.graph.initializer if i.name == reader.input[1]]
@@ -50,7 +50,7 @@ def corrupt_scale(bundle: Path) -> None:
 
 
 def swap_branches(bundle: Path) -> None:
-    simple, complex_ = ((bundle / f"onnx/{name}.int8.onnx").read_bytes() for name in ("simple", "complex"))
+    simple, complex_ = (graph_content(bundle, f"onnx/{name}.int8.onnx") for name in ("simple", "complex"))
     replace_file(bundle, "onnx/simple.int8.onnx", complex_)
     replace_file(bundle, "onnx/complex.int8.onnx", simple)
 
@@ -59,7 +59,7 @@ def turn_classes(bundle: Path) -> None:
     """The last layer's outputs stand one place further on, in both branches."""
     for name in ("simple", "complex"):
         path = f"onnx/{name}.int8.onnx"
-        model = onnx.load(bundle / path)
+        model = onnx.load_from_string(graph_content(bundle, path))
         (last,) = [n for n in model.graph.node if n.output[0] == "logits"]
         last.output[0] = "before"
         order = numpy_helper.from_array(np.roll(np.arange(100), 1), "order")

@@ -15,7 +15,7 @@ from athe_export.errors import BundleIntegrityError, ImageError, UsageError
 from athe_export.runtime.golden import read_golden
 from athe_export.runtime.predictor import Predictor, open_session
 from athe_export.runtime.routing import RouterPolicy
-from tests.tools import edit_manifest, replace_file
+from tests.tools import edit_manifest, replace_file, store_whole
 
 
 @pytest.fixture
@@ -94,6 +94,7 @@ def test_more_threads_give_the_same_answer(built: Path, predictor: Predictor, ph
 
 
 def test_graphs_are_opened_when_they_are_first_needed(bundle: Path, photo: Path) -> None:
+    store_whole(bundle)
     (bundle / "onnx/complex.int8.onnx").unlink()
     predictor = Predictor.load(bundle)
     assert predictor.predict(photo, branch="simple").branch == "simple"
@@ -101,14 +102,32 @@ def test_graphs_are_opened_when_they_are_first_needed(bundle: Path, photo: Path)
         predictor.predict(photo, branch="complex")
 
 
-def test_a_changed_graph_is_refused_before_it_is_run(bundle: Path, photo: Path) -> None:
-    path = bundle / "onnx/simple.int8.onnx"
+@pytest.mark.parametrize("name", ["onnx/simple.int8.part.onnx", "onnx/complex.int8.onnx"])
+def test_a_changed_graph_is_refused_before_it_is_run(bundle: Path, photo: Path, name: str) -> None:
+    path, branch = bundle / name, name[5:].partition(".")[0]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(BundleIntegrityError, match="changed") as error:
-        Predictor.load(bundle).predict(photo, branch="simple")
-    assert [f.path for f in error.value.files] == ["onnx/simple.int8.onnx"]
+        Predictor.load(bundle).predict(photo, branch=branch)
+    assert [f.path for f in error.value.files] == [name]
+
+
+def test_graphs_that_are_opened_at_once_answer_as_those_that_are_opened_one_by_one(built: Path, photo: Path) -> None:
+    at_once, one_by_one = Predictor.load(built), Predictor.load(built)
+    at_once.graphs.open()
+    for branch in ("auto", "simple", "complex"):
+        assert at_once.predict(photo, branch).top == one_by_one.predict(photo, branch).top
+
+
+@pytest.mark.parametrize("name", ["simple.int8.part", "complex.int8", "router.fp32"])
+def test_a_changed_graph_is_refused_where_all_are_opened_at_once(bundle: Path, name: str) -> None:
+    path = bundle / f"onnx/{name}.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleIntegrityError, match=f"changed: onnx/{name}"):
+        Predictor.load(bundle).graphs.open()
 
 
 def test_labels_in_other_writing_systems_come_out_as_they_went_in(bundle: Path, photo: Path) -> None:

@@ -52,13 +52,13 @@ def test_a_copy_elsewhere_passes(bundle: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["verify", "inspect"])
 def test_every_damaged_file_is_listed(bundle: Path, verb: str) -> None:
-    content = (bundle / "onnx/simple.int8.onnx").read_bytes()
-    (bundle / "onnx/simple.int8.onnx").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    content = (bundle / "onnx/simple.int8.part.onnx").read_bytes()
+    (bundle / "onnx/simple.int8.part.onnx").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (bundle / "labels.txt").unlink()
     (bundle / "notes.txt").write_text("mine")
     error = refused(5, "bundle_integrity", verb, bundle)
     assert {f["path"]: f["problem"] for f in error["files"]} == {
-        "onnx/simple.int8.onnx": "changed",
+        "onnx/simple.int8.part.onnx": "changed",
         "labels.txt": "missing",
         "notes.txt": "extra",
     }

@@ -35,7 +35,7 @@ def _row(seconds: float, noise: float = 0.0, router: float = 0.0) -> Measured:
     times = seconds * np.exp(noise * generator.standard_normal(50))
     parts = {"decode": times * 0, "resize": times * 0, "router": times * router, "branch": times * (1 - router)}
     series = Series(times, np.arange(50), np.array([""] * 50), parts)
-    return Measured(Row(lambda: UNSPLIT, None, 0.5, 1000), series)
+    return Measured(Row(lambda: UNSPLIT, None, 0.5, 1000, 900), series)
 
 
 def _table(noise: float = 0.0, **seconds: float) -> Table:

@@ -26,6 +26,7 @@ from athe_export.runtime.predictor import open_session
 from athe_export.targets.equality import MAX_ERROR, require_equal
 from athe_export.targets.litert.export import export
 from athe_export.targets.litert.graph import LitertGraph, pack, require_static, unpack
+from tests.tools import graph_content
 
 Graphs = dict[str, LitertGraph]
 Sources = dict[str, BranchGraphSource]
@@ -135,7 +136,7 @@ def tied(bundle: Path, litert: LitertGraph) -> tuple[OnnxSession, LitertSession]
     model = unpack(litert.content)
     for operand in (1, 2):
         stored(litert, model, scorer, operand)[:] = 0
-    graph = onnx.load_from_string((bundle / f"onnx/{litert.role}.fp32.onnx").read_bytes())
+    graph = onnx.load_from_string(graph_content(bundle, f"onnx/{litert.role}.fp32.onnx"))
     for constant in (i for i in graph.graph.initializer if i.name.startswith(scorer)):
         constant.CopyFrom(onnx.numpy_helper.from_array(np.zeros(list(constant.dims), np.float32), constant.name))
     return OnnxSession(graph.SerializeToString()), LitertSession(pack(model))

@@ -20,7 +20,7 @@ from athe_export.errors import AtheExportError, BundleIntegrityError, Environmen
 from athe_export.preprocessing import Pixels
 from athe_export.runtime.litert_session import LitertSession, litert_unavailable, native_stderr_muted
 from athe_export.targets.litert.graph import LitertGraph, pack, unpack
-from tests.tools import blocked_python, environment, python
+from tests.tools import blocked_python, environment, graph_content, python
 
 Graphs = dict[str, LitertGraph]
 OPS = schema.BuiltinOperator
@@ -121,7 +121,7 @@ def test_a_graph_of_other_ends_than_one_image_and_one_answer_is_refused(
 
 
 def test_an_onnx_graph_is_no_tflite_graph(built_both: Path) -> None:
-    assert isinstance(refused((built_both / "onnx/simple.int8.onnx").read_bytes()), BundleIntegrityError)
+    assert isinstance(refused(graph_content(built_both, "onnx/simple.int8.onnx")), BundleIntegrityError)
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.9, 0.999])
@@ -178,7 +178,7 @@ print(LitertSession(Path(sys.argv[1]).read_bytes()).delegation().partitions)
 
 
 def test_nothing_is_written_to_stderr_not_even_by_native_code(built_both: Path) -> None:
-    graph = built_both / "litert/simple.fp32.tflite"
+    graph = built_both / "litert/complex.fp32.tflite"
     done = python(_OPEN, graph)
     assert (done.stdout, done.stderr) == ("2\n", "")
     loud = "from ai_edge_litert.interpreter import Interpreter; import sys; Interpreter(sys.argv[1]).allocate_tensors()"
@@ -186,7 +186,7 @@ def test_nothing_is_written_to_stderr_not_even_by_native_code(built_both: Path) 
 
 
 def test_a_process_without_stderr_runs_graphs(built_both: Path) -> None:
-    line = ["sh", "-c", '"$0" -c "$1" "$2" 2>&-', sys.executable, _OPEN, str(built_both / "litert/simple.fp32.tflite")]
+    line = ["sh", "-c", '"$0" -c "$1" "$2" 2>&-', sys.executable, _OPEN, str(built_both / "litert/complex.fp32.tflite")]
     done = subprocess.run(line, capture_output=True, text=True, env=environment(), check=False)
     assert (done.returncode, done.stdout) == (0, "2\n")
 
@@ -278,7 +278,7 @@ def test_a_runtime_that_does_not_even_import_is_unavailable(old_runtime: Callabl
 
 def test_where_tflite_runtime_is_what_the_device_has_it_is_used(old_runtime: Callable[[str], str], built_both: Path) -> None:
     code = old_runtime(_OLD_NAME) + _SAY + _OPEN
-    done = blocked_python(code, ["ai_edge_litert"], built_both / "litert/simple.int8.tflite")
+    done = blocked_python(code, ["ai_edge_litert"], built_both / "litert/complex.int8.tflite")
     assert done.stdout == "None\n2\n", done.stderr
     refused = blocked_python(code, ["ai_edge_litert"], built_both / "labels.txt")
     assert "tflite_runtime cannot load the graph" in refused.stderr

@@ -80,6 +80,7 @@ def test_text_that_is_no_json_is_refused(text: str) -> None:
         (lambda c: c["graphs"][0].pop("sha256"), r"manifest.graphs\[0\].sha256 is missing"),
         (lambda c: c["graphs"][0].update(bytes="5"), r"manifest.graphs\[0\].bytes must be int"),
         (lambda c: c["graphs"][0].update(bytes=True), r"manifest.graphs\[0\].bytes must be int"),
+        (lambda c: c["graphs"][0].update(borrows={}), r"manifest.graphs\[0\].borrows.file is missing"),
         (lambda c: c["graphs"][0].update(mmacs=False), r"manifest.graphs\[0\].mmacs must be float"),
         (lambda c: c["graphs"][0]["inputs"][0].update(shape=[1, "n"]), r"inputs\[0\].shape\[1\] must be int"),
         (lambda c: c["files"][0].update(optional="no"), r"manifest.files\[0\].optional must be bool"),
@@ -167,6 +168,7 @@ def test_a_manifest_as_it_is_written_does_not_contradict_itself() -> None:
     assert inconsistencies(plain_manifest()) == []
 
 
+_BORROWS: dict[str, Any] = {"file": "onnx/other.onnx", "bytes": 9, "sha256": "d" * 64}
 _ROUTER = {"arch": "mobilenet_v1_0.25", "image_size": 32}
 _PARITY = {"reference": {"top1": 0.5}, "targets": {"onnx": {"top1": 0.5, "agreement": 1.0, "share": {}, "branches": {}}}}
 
@@ -200,6 +202,8 @@ def test_records_of_single_layers_do_not_contradict_themselves() -> None:
         (lambda c: c["graphs"][0].update(role="other"), r"graphs of \['other'\]"),
         (lambda c: c["graphs"][0].update(sha256="0" * 64), "not among the files"),
         (lambda c: c["graphs"][0].update(file="onnx/none.onnx"), "not among the files"),
+        (lambda c: c["graphs"][0].update(borrows=_BORROWS | {"file": "onnx/only.onnx"}), "which is no whole graph"),
+        (lambda c: c["graphs"][0].update(borrows=_BORROWS | {"file": "../only.onnx"}), "which is no whole graph"),
         (lambda c: c["graphs"][0].update(inputs=[]), "one input"),
         (lambda c: c["graphs"][0]["inputs"][0].update(shape=[1, 3, 32, 64]), "one input"),
         (lambda c: c["graphs"][0]["inputs"][0].update(shape=[]), "one input"),

@@ -17,6 +17,7 @@ from athe_export.targets.litert.tokens import token_graphs as litert_tokens
 from athe_export.targets.onnx.export import export
 from athe_export.targets.onnx.tokens import token_graphs as onnx_tokens
 from athe_export.token_choice import _remaining
+from tests.tools import graph_content
 
 PREFIXES = {"onnx": "onnx/{}.{}.onnx", "litert": "litert/{}.{}.tflite"}
 
@@ -40,7 +41,7 @@ def test_an_exported_graph_keeps_the_tokens_that_torch_keeps(
     target: str,
     role: str,
 ) -> None:
-    content = (built_both / PREFIXES[target].format(role, "fp32")).read_bytes()
+    content = graph_content(built_both, PREFIXES[target].format(role, "fp32"))
     (graph,) = (onnx_tokens if target == "onnx" else litert_tokens)(content)
     session = (OnnxSession if target == "onnx" else LitertSession)(graph)
     for image, pixels in zip(real_images[:6], real_pixels, strict=False):
@@ -50,7 +51,7 @@ def test_an_exported_graph_keeps_the_tokens_that_torch_keeps(
 
 @pytest.mark.parametrize("target", ["onnx", "litert"])
 def test_an_int8_graph_can_be_asked_too(built_both, real_pixels: tuple[Pixels, ...], target: str) -> None:
-    content = (built_both / PREFIXES[target].format("simple", "int8")).read_bytes()
+    content = graph_content(built_both, PREFIXES[target].format("simple", "int8"))
     (graph,) = (onnx_tokens if target == "onnx" else litert_tokens)(content)
     chosen = (OnnxSession if target == "onnx" else LitertSession)(graph).run(real_pixels[0]).reshape(-1)
     assert len(set(chosen.tolist())) == len(chosen) == 6  # of 16 patches 40%
