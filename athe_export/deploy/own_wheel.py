@@ -60,7 +60,7 @@ def repacked(distribution: importlib.metadata.Distribution, folder: Path) -> Pat
     name = distribution.metadata["Name"].replace("-", "_")
     path = folder / f"{name}-{distribution.version}-{_tags(distribution)}.whl"
     rows, record = [], ""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
+    with zipfile.ZipFile(path, "w") as wheel:  # stored: what is large in it are weights, which do not become smaller
         for file in sorted(distribution.files or (), key=str):
             if file.name == "RECORD" and file.parent.suffix == ".dist-info":
                 record = str(file)
@@ -86,7 +86,6 @@ def repacked(distribution: importlib.metadata.Distribution, folder: Path) -> Pat
 
 def _entry(name: str) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name)  # of 1980, so that the same files are the same bytes
-    entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = 0o644 << 16
     return entry
 
