@@ -88,10 +88,12 @@ def system_checks(device: Device, python: str) -> tuple[Check, ...]:
 
 
 def _architecture(device: Device) -> Check:
-    bits = device["python_bits"] or device["bits"]
+    bits = (
+        "32" if "32" in (device["bits"], device["python_bits"]) else device["bits"]
+    )  # a 64-bit kernel may run 32-bit programs
     found = f"{device['machine']}, {bits}-bit" + (f", {device['board']}" if device["board"] else "")
     if device["machine"] not in MACHINES or bits == "32":
-        remedy = _64_BIT if device["machine"].startswith(("arm", "aarch64", "i")) else "use " + " or ".join(MACHINES)
+        remedy = _64_BIT if bits == "32" or device["machine"].startswith("arm") else "use one of " + ", ".join(MACHINES)
         return Check("architecture", found, FAIL, remedy)
     return Check("architecture", found, PASS)
 
