@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -126,15 +125,19 @@ def test_an_interrupt_ends_it_in_good_order(deploy: Deployer, renamed: Make) -> 
     assert deploy.still() == before
 
 
-def test_a_session_that_ends_on_the_device_is_said(deploy: Deployer, renamed: Make) -> None:
+def test_a_device_that_ends_the_session_is_said_and_what_it_could_not_remove_goes_with_the_next(
+    deploy: Deployer, renamed: Make
+) -> None:
     before = deploy.still()
-    # the program that takes a file ends the process of sshd that it belongs to
-    deploy.device.fake("head", 'kill -9 "$(ps -o ppid= -p "$PPID")"; kill -9 "$PPID"')
+    # what takes a file ends the shell that it belongs to, and its sshd, as a power cut does
+    deploy.device.fake("head", 'sshd=$(sed -n "s/^PPid:[^0-9]*//p" /proc/$PPID/status); kill -9 "$PPID" "$sshd"')
     ended = deploy(renamed("new"), deploy.device.destination, "--json")
     assert "connection was lost while sending files" in error_of(ended, 7, "remote")["message"]
+    assert set(deploy.still()["names"]) - set(before["names"]) == {"incoming"}
+    assert deploy.still()["files"] == before["files"] and deploy.still()["links"] == before["links"]
     (deploy.device.fakes / "head").unlink()
-    shutil.rmtree(deploy.device.folder / "incoming", ignore_errors=True)
-    assert deploy.still() == before
+    assert deploy(renamed("next"), deploy.device.destination).code == 0
+    assert _current(deploy) == "next" and not (deploy.device.folder / "incoming").exists()
 
 
 # a full disk
