@@ -50,11 +50,13 @@ class Connection:
 
     Attributes:
         doing: what a message calls the step at work, if the connection ends in it.
+        remedy: what is to be done then; None where nothing has changed there.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], token: str, to: Destination) -> None:
         self._process, self._said, self._token, self._to = process, said, token, to
         self.doing = "connecting"
+        self.remedy: str | None = None
 
     def ask(self, *fields: object, heard: Callable[[str], None] | None = None) -> Reply:
         """Sends a request and waits for its answer; `heard` is told every line as it comes.
@@ -136,7 +138,8 @@ class Connection:
         said = self._said.read().decode(errors="replace")
         if self.doing != "connecting":
             last = (said.strip().splitlines() or ["ssh ended"])[-1].strip()
-            return RemoteFailure(f"the connection was lost while {self.doing}: {last}", where=str(self._to))
+            what = f"the connection was lost while {self.doing}: {last}"
+            return RemoteFailure(what, where=str(self._to), remedy=self.remedy)
         if self._process.returncode in (255, None):
             return ssh_failure(said, self._to)
         heard = " ".join((said + "\n" + "\n".join(lines)).split())[-300:] or "nothing"

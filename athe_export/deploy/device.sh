@@ -125,7 +125,8 @@ install() { # KEY REQUIREMENT OPTIONS...: pip's
     unfinished=$dir/venv-$1
     venv=$unfinished requirement=$2
     shift 2
-    "$python" -m venv "$venv" || return
+    # in two steps, since the first would keep to itself why the second fails
+    "$python" -m venv --without-pip "$venv" && "$venv/bin/python" -m ensurepip --default-pip || return
     (
         cd "$dir/incoming" && TMPDIR=$dir/incoming/tmp "$venv/bin/python" -m pip install --disable-pip-version-check \
             --no-input --no-cache-dir --progress-bar off --only-binary=:all: "$@" "$requirement"
@@ -177,13 +178,15 @@ END
 }
 
 prune() { # versions that are neither current nor the one before, and runtimes of none
+    failed=0
     for version in "$dir"/versions/*; do
         name=versions/${version##*/}
-        [ "$name" = "$(readlink "$dir/current")" ] || [ "$name" = "$(readlink "$dir/previous")" ] || rm -rf "$version"
+        [ "$name" = "$(readlink "$dir/current")" ] || [ "$name" = "$(readlink "$dir/previous")" ] || rm -rf "$version" || failed=1
     done
     for venv in "$dir"/venv-*; do
-        ls -d "$dir"/versions/*-"${venv##*/venv-}" >/dev/null 2>&1 || rm -rf "$venv"
+        ls -d "$dir"/versions/*-"${venv##*/venv-}" >/dev/null 2>&1 || rm -rf "$venv" || failed=1
     done
+    return $failed
 }
 
 printf '\n%s 0\n' "$token"

@@ -6,6 +6,7 @@ removed by the device itself (`device.sh`), a lost connection included.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -253,7 +254,8 @@ def _install(plan: _Plan, connection: Connection, to: Destination, watch: Watch)
 
 def _pip_said(reply: Reply) -> str:
     """What of pip's output tells why it failed."""
-    return "\n".join(line for line in reply.lines if "rror" in line or "No space" in line) or reply.text
+    told = [line for line in reply.lines if re.search("error|no space|conflict|depends on|requested", line, re.I)]
+    return "\n".join(told) or reply.text
 
 
 def _verify_and_switch(
@@ -267,18 +269,18 @@ def _verify_and_switch(
     connection.doing = "putting it in place"
     if place == "incoming/bundle":
         _done(connection.ask("keep", version), connection.doing, to)
-    connection.doing = "switching"
-    try:
-        _done(connection.ask("switch", version), connection.doing, to)
-    except RemoteFailure as error:
-        raise RemoteFailure(
-            error.what,
-            where=error.where,
-            remedy=f"either version may be current, and both are whole; run it again ({error.remedy})",
-        ) from error
+    connection.doing, connection.remedy = (
+        "switching",
+        "either version may be current there, and both are whole; run it again",
+    )
+    _done(connection.ask("switch", version), connection.doing, to)
     report.document |= {"switched": version != report.document["was_current"], "current": version}
-    connection.doing = "removing old versions"
-    _done(connection.ask("prune"), connection.doing, to)
+    connection.doing, connection.remedy = (
+        "removing old versions",
+        "the new version is current; the next deployment removes them",
+    )
+    left = connection.ask("prune")
+    report.document["notes"] = [f"old versions could not be removed: {left.text}"] if left.status else []
 
 
 def _device(connection: Connection, report: _Report) -> Device:

@@ -32,6 +32,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     before = f"; before it was {document['was_current']}" if document["was_current"] else ""
     unchanged = "" if document["switched"] else " as before"
     yield f"verified there, current{unchanged}: {document['current']}" + (before if document["switched"] else "")
+    yield from (f"note: {note}" for note in document["notes"])
     folder = document["folder"]
     yield f"\nthere:\n  {folder}/athe-export run {folder}/current YOUR_PHOTO.jpg"
 

@@ -87,15 +87,16 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def deployed(installed: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployer]:
     """A device with OLD on it, whose pip has the wheels of this machine for an index."""
-    with device(tmp_path_factory.mktemp("deployed") / "home", _index(wheelhouse)) as made:
+    with device(tmp_path_factory.mktemp("deployed") / "home", index(wheelhouse)) as made:
         deploy = Deployer(installed / "bin" / "athe-export", made)
         done = deploy(OLD, made.destination)
         assert done.code == 0, done.err
         yield deploy
 
 
-def _index(wheelhouse: Path) -> dict[str, str]:
-    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse)}
+def index(wheelhouse: Path) -> dict[str, str]:
+    """What makes these wheels pip's index; compiled Python, which takes long, is left out of what it installs."""
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse), "PIP_NO_COMPILE": "1"}
 
 
 def furnish(folder: Path, source: Path) -> None:
@@ -113,7 +114,7 @@ def furnish(folder: Path, source: Path) -> None:
 @pytest.fixture
 def deploy(deployed: Deployer, tmp_path: Path, wheelhouse: Path) -> Iterator[Deployer]:
     """A device of this test's own, on which OLD serves."""
-    with device(tmp_path / "home", _index(wheelhouse)) as made:
+    with device(tmp_path / "home", index(wheelhouse)) as made:
         furnish(made.folder, deployed.device.folder)
         yield Deployer(deployed.program, made)
 

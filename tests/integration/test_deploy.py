@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from athe_export.bundle.reader import open_bundle
-from tests.integration.conftest import OLD, PYTHON, Deployer
+from tests.integration.conftest import OLD, PYTHON, Deployer, furnish, index
 from tests.sshd import Device, device, key
 from tests.tools import Outcome, cli, edit_arrays, environment, error_of, listing, refused, require_one_message
 
@@ -118,10 +118,9 @@ def test_a_dry_run_names_the_plan_and_writes_nothing(deploy: Deployer, renamed: 
 def test_offline_all_wheels_travel_to_a_device_whose_pip_has_no_index(
     deployed: Deployer, wheelhouse: Path, tmp_path: Path
 ) -> None:
-    house = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse)}
-    with device(tmp_path / "home", {"PIP_NO_INDEX": "1"}) as made:
+    with device(tmp_path / "home", {"PIP_NO_INDEX": "1", "PIP_NO_COMPILE": "1"}) as made:
         to = f"{made.login}:{made.folder.parent / 'a folder'}"
-        ended = Deployer(deployed.program, made)(OLD, to, "--offline", "--json", **house)
+        ended = Deployer(deployed.program, made)(OLD, to, "--offline", "--json", **index(wheelhouse))
         assert ended.code == 0, ended.err
         document = ended.document
         wheels = {w.partition("-")[0] for w in document["runtime"]["wheels"]}
@@ -277,23 +276,35 @@ def test_a_folder_of_something_else_is_left_alone(bare: Device) -> None:
 # what fails later
 
 
-def test_without_a_wheel_for_the_device_it_is_named(deploy: Deployer, wheelhouse: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def engineless(wheelhouse: Path, tmp_path: Path) -> dict[str, str]:
+    """An index that has no engine."""
     for wheel in wheelhouse.iterdir():
         if not wheel.name.startswith("onnxruntime-"):
             (tmp_path / wheel.name).symlink_to(wheel)
-    house = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
-    error = _failed(deploy, 6, "missing_dependency", OLD, deploy.device.destination, "--offline", **house)
+    return index(tmp_path)
+
+
+def test_without_a_wheel_for_the_device_it_is_named(deploy: Deployer, engineless: dict[str, str]) -> None:
+    error = _failed(deploy, 6, "missing_dependency", OLD, deploy.device.destination, "--offline", **engineless)
     assert "there is no wheel of onnxruntime" in error["message"] and "--target" in error["remedy"]
 
 
 def test_without_a_wheel_in_the_device_s_own_index_it_is_named_and_its_runtime_removed(
-    deploy: Deployer, tmp_path: Path
+    deployed: Deployer, engineless: dict[str, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "versions.txt").write_text("onnxruntime<1\n")
-    error = _failed(
-        deploy, 6, "missing_dependency", OLD, deploy.device.destination, "--constraint", tmp_path / "versions.txt"
-    )
+    (tmp_path / "versions.txt").write_text("rich>=13\n")  # a runtime that is not there yet
+    with device(tmp_path / "home", engineless) as made:
+        furnish(made.folder, deployed.device.folder)
+        deploy = Deployer(deployed.program, made)
+        error = _failed(deploy, 6, "missing_dependency", OLD, made.destination, "--constraint", tmp_path / "versions.txt")
     assert "there is no wheel of onnxruntime" in error["message"]
+
+
+def test_versions_that_exclude_each_other_are_said_as_pip_says_it(deploy: Deployer, tmp_path: Path) -> None:
+    (tmp_path / "versions.txt").write_text("onnxruntime<1\n")
+    error = _failed(deploy, 7, "remote", OLD, deploy.device.destination, "--constraint", tmp_path / "versions.txt")
+    assert "onnxruntime<1" in error["message"] and "athe-export" in error["message"]
 
 
 def test_a_bundle_that_answers_otherwise_there_is_not_made_current(deploy: Deployer, renamed: Make) -> None:
