@@ -60,7 +60,7 @@ def payload(path: Path, target: str, with_reference: bool) -> Payload:
 
     Raises:
         BundleIntegrityError: it is not whole, or a file's name cannot be sent.
-        UsageError: it has no such target.
+        UsageError: it has no such target, or lacks the reference that was asked for.
     """
     bundle = open_bundle(path)
     bundle.check()
@@ -72,6 +72,13 @@ def payload(path: Path, target: str, with_reference: bool) -> Payload:
     if (target != "auto" and target not in present) or not known:
         choices = ", ".join(present)
         raise UsageError(f"the bundle has no target {target!r}", where="--target", remedy=f"use auto, {choices}")
+    reference = bundle.manifest.file_of("reference")
+    if with_reference and (reference is None or not (path / reference.path).exists()):
+        raise UsageError(
+            "this copy of the bundle has no reference to send",
+            where=str(path),
+            remedy="leave out --with-reference, or deploy from where the bundle was built and gated",
+        )
     return Payload(bundle, known[0] if target == "auto" else target, with_reference)
 
 

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 _ROUNDS = 8
 _OFFLINE = r"Failed to establish a new connection|Temporary failure in name resolution|Retrying \(Retry|No route to host"
 _ABSENT = re.compile(
-    r"No matching distribution found for ([^\s(]+)|Could not find a version that satisfies the requirement (\S+)"
+    r"No matching distribution found for ([^\s(;]+)|Could not find a version that satisfies the requirement ([^\s(;]+)"
 )
 
 

@@ -334,6 +334,13 @@ def test_a_damaged_bundle_is_refused_before_there_is_a_connection(renamed: Make)
     refused(5, "bundle_integrity", "deploy", bundle, "no-such-host.invalid:athe")
 
 
+def test_a_reference_that_is_not_there_cannot_be_sent(renamed: Make) -> None:
+    bundle = renamed("without")
+    (bundle / "reference.npz").unlink()
+    error = refused(2, "usage", "deploy", bundle, "no-such-host.invalid:athe", "--with-reference")
+    assert "no reference" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
