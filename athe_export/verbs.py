@@ -301,7 +301,8 @@ def deploy(
 ) -> None:
     """Bring a bundle to a device over ssh: check it, send, install, verify there, then switch; or go back."""
     from athe_export.deploy.destination import parse_destination
-    from athe_export.deploy.run import Options, deploy_bundle, roll_back
+    from athe_export.deploy.plan import Options
+    from athe_export.deploy.run import deploy_bundle, roll_back
     from athe_export.deploy.table import deploy_text
 
     if destination is None and not rollback:

@@ -199,12 +199,11 @@ def _time(device: Device, now: float) -> Check:
     )
 
 
-def require(checks: Sequence[Check], to: Destination, report: Mapping[str, Any]) -> None:
-    """Raises RemoteFailure where a check has failed: all that failed, and what to do about the first."""
+def require(checks: Sequence[Check], to: Destination) -> None:
+    """Raises RemoteFailure where a check has failed: all that failed, and what to do about each."""
     failed = [c for c in checks if c.verdict == FAIL]
     if not failed:
         return
     said = "; ".join(f"{c.name}: {c.found}" for c in failed)
-    raise RemoteFailure(
-        f"the device cannot take the bundle: {said}", where=str(to), remedy="; ".join(c.note for c in failed), report=report
-    )
+    remedy = "; ".join(c.note for c in failed)
+    raise RemoteFailure(f"the device cannot take the bundle: {said}", where=str(to), remedy=remedy)

@@ -9,56 +9,21 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from athe_export.deploy.connection import Connection, Reply, connected
 from athe_export.deploy.destination import Destination
-from athe_export.deploy.own_wheel import own_wheel
-from athe_export.deploy.preflight import (
-    PASS,
-    Check,
-    Device,
-    health_checks,
-    read_device,
-    require,
-    resource_checks,
-    system_checks,
-)
+from athe_export.deploy.plan import Options, Plan, Watch, make_plan
+from athe_export.deploy.preflight import Device, health_checks, read_device, require, system_checks
 from athe_export.deploy.refusals import device_failure
 from athe_export.deploy.verified import verified
-from athe_export.deploy.version import Payload, payload, runtime_key
-from athe_export.deploy.wheels import collect_wheels, no_wheel, unpacked_bytes
+from athe_export.deploy.version import payload
+from athe_export.deploy.wheels import no_wheel
 from athe_export.errors import AtheExportError, EnvironmentFailure, RemoteFailure
-
-STAGES = ("connect", "preflight", "wheels", "transfer", "install", "verify", "switch")
-_DOWNLOADED = 350 * 10**6  # of a runtime that the device downloads itself: wheels and what they unpack to
-_VENV = 40 * 10**6  # an empty one, with its pip
-
-
-class Watch(Protocol):
-    """Who is told of the progress."""
-
-    def stage(self, name: str) -> None: ...
-    def progress(self, step: str, done: int, total: int) -> None: ...
-    def line(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to deploy: `target` and `python` as the command line takes them, `config` for ssh, `constraint` for pip; `batch`
-    where no one can be asked."""
-
-    target: str = "auto"
-    offline: bool = False
-    with_reference: bool = False
-    python: str = "python3"
-    constraint: Path | None = None
-    config: Path | None = None
-    batch: bool = True
 
 
 @dataclass
@@ -97,12 +62,12 @@ def deploy_bundle(path: Path, to: Destination, options: Options, watch: Watch, d
         device = _device(connection, report)
         checks = system_checks(device, options.python)
         report.document["preflight"] = [c.to_json() for c in (*checks, *health_checks(device, time.time()))]
-        require(checks, to, {})
+        require(checks, to)
         with tempfile.TemporaryDirectory(prefix="athe-export-") as folder:
-            plan = _plan(chosen, device, options, Path(folder), watch)
+            plan = make_plan(chosen, device, options, Path(folder), watch)
             checks = plan.checks()
             report.document["preflight"] += [c.to_json() for c in checks]
-            require(checks, to, {})
+            require(checks, to)
             report.document |= plan.to_json()
             if not dry_run:
                 _carry_out(plan, connection, to, report, watch)
@@ -136,69 +101,17 @@ def roll_back(to: Destination, options: Options, watch: Watch, dry_run: bool = F
     return report.document
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be done on a device. `wheels` are to be sent, athe-export's first; none where the runtime is there."""
-
-    payload: Payload
-    device: Device
-    options: Options
-    runtime: str
-    wheels: tuple[Path, ...]
-
-    @property
-    def version(self) -> str:
-        return self.payload.version(self.runtime)
-
-    @property
-    def installs(self) -> bool:
-        return self.runtime not in self.device.runtimes
-
-    @property
-    def disk(self) -> int:
-        """Bytes that it writes at most."""
-        sent = self.payload.bytes + sum(w.stat().st_size for w in self.wheels)
-        if not self.installs:
-            return sent
-        # compiled Python comes to half as much again of what is Python, and is counted as if all were
-        return sent + _VENV + (unpacked_bytes(self.wheels) * 3 // 2 if self.options.offline else _DOWNLOADED)
-
-    def checks(self) -> tuple[Check, ...]:
-        source = "from wheels sent along" if self.options.offline else "from the device's package index"
-        found = f"{self.payload.target}, " + (f"to be installed {source}" if self.installs else "there already")
-        return (Check("runtime", found, PASS), *resource_checks(self.device, self.disk, self.payload.graph_bytes))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "version": self.version,
-            "runtime": {"key": self.runtime, "installed": self.installs, "wheels": [w.name for w in self.wheels]},
-            "files": sorted(self.payload.files),
-            "disk_bytes": self.disk,
-        }
-
-
-def _plan(chosen: Payload, device: Device, options: Options, folder: Path, watch: Watch) -> _Plan:
-    watch.stage("wheels")
-    own = own_wheel(folder)
-    wheels: tuple[Path, ...] = (own,)
-    if options.offline:
-        found = collect_wheels(own, chosen.target, device, options.constraint, lambda text: watch.line(f"  {text}"))
-        wheels = (own, *(w for w in found if w != own))
-    extras = [options.constraint] if options.constraint else []
-    key = runtime_key(device.python, device["machine"], chosen.target, wheels, extras)
-    return _Plan(chosen, device, options, key, () if key in device.runtimes else wheels)
-
-
-def _carry_out(plan: _Plan, connection: Connection, to: Destination, report: _Report, watch: Watch) -> None:
+def _carry_out(plan: Plan, connection: Connection, to: Destination, report: _Report, watch: Watch) -> None:
     watch.stage("transfer")
     _begin(connection, to)
-    there = {line.partition("  ./")[2]: line[:64] for line in connection.ask("digests", plan.version).lines}
-    arrived = there == plan.payload.digests
+    listed = _done(connection.ask("digests", plan.version), "reading the version that is there", to)
+    arrived = {line.partition("  ./")[2]: line[:64] for line in listed} == plan.payload.digests
     _transfer(plan, arrived, connection, to, report, watch)
     watch.stage("install")
     if plan.installs:
         _install(plan, connection, to, watch)
-    report.document["runtime"]["packages"] = _packages(connection.ask("packages", plan.runtime).lines)
+    listed = _done(connection.ask("packages", plan.runtime), "reading the runtime that is there", to)
+    report.document["runtime"]["packages"] = dict(line.split("==", 1) for line in listed if "==" in line)
     place = f"versions/{plan.version}" if arrived else "incoming/bundle"
     _verify_and_switch(connection, to, plan.version, place, report, watch)
 
@@ -215,7 +128,7 @@ def _begin(connection: Connection, to: Destination) -> None:
     _done(reply, "preparing the folder", to)
 
 
-def _transfer(plan: _Plan, arrived: bool, connection: Connection, to: Destination, report: _Report, watch: Watch) -> None:
+def _transfer(plan: Plan, arrived: bool, connection: Connection, to: Destination, report: _Report, watch: Watch) -> None:
     files = {f"wheels/{w.name}": w for w in plan.wheels}
     files |= {} if arrived else {f"bundle/{name}": path for name, path in plan.payload.files.items()}
     if plan.options.constraint and plan.installs:
@@ -236,7 +149,7 @@ def _transfer(plan: _Plan, arrived: bool, connection: Connection, to: Destinatio
     report.document["sent"] = {"files": len(files), "bytes": total}
 
 
-def _install(plan: _Plan, connection: Connection, to: Destination, watch: Watch) -> None:
+def _install(plan: Plan, connection: Connection, to: Destination, watch: Watch) -> None:
     own = plan.wheels[0].name
     options = ["--no-index", "--find-links", "wheels"] if plan.options.offline else []
     options += ["-c", "constraints.txt"] if plan.options.constraint else []
@@ -269,16 +182,12 @@ def _verify_and_switch(
     connection.doing = "putting it in place"
     if place == "incoming/bundle":
         _done(connection.ask("keep", version), connection.doing, to)
-    connection.doing, connection.remedy = (
-        "switching",
-        "either version may be current there, and both are whole; run it again",
-    )
+    connection.doing = "switching"
+    connection.remedy = "either version may be current there, and both are whole; run it again"
     _done(connection.ask("switch", version), connection.doing, to)
     report.document |= {"switched": version != report.document["was_current"], "current": version}
-    connection.doing, connection.remedy = (
-        "removing old versions",
-        "the new version is current; the next deployment removes them",
-    )
+    connection.doing = "removing old versions"
+    connection.remedy = "the new version is current; the next deployment removes them"
     left = connection.ask("prune")
     report.document["notes"] = [f"old versions could not be removed: {left.text}"] if left.status else []
 
@@ -295,14 +204,11 @@ def _heading(to: Destination, dry_run: bool) -> dict[str, Any]:
     return {"destination": str(to), "dry_run": dry_run, "switched": False}
 
 
-def _packages(lines: Sequence[str]) -> Mapping[str, str]:
-    return dict(line.split("==", 1) for line in lines if "==" in line)
-
-
-def _done(reply: Reply, doing: str, to: Destination) -> None:
-    """Raises RemoteFailure where a request was not done."""
+def _done(reply: Reply, doing: str, to: Destination) -> tuple[str, ...]:
+    """The lines of an answer; raises RemoteFailure where a request was not done."""
     if reply.status:
         raise device_failure(reply.text, doing, to)
+    return reply.lines
 
 
 def _require_file(path: Path | None) -> None:
