@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,6 @@ class Device:
     fakes: Path
     log: Path
     login: str = "device"
-    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def destination(self) -> str:
@@ -92,7 +91,6 @@ def device(home: Path, variables: Mapping[str, str] | None = None, wrap: tuple[s
     public = host.with_suffix(".pub").read_text()
     (home / "known_hosts").write_text(f"[127.0.0.1]:{made.port} {public}")
     session = {"PATH": f"{made.fakes}:/usr/local/bin:/usr/bin:/bin"} | dict(variables or {})
-    made.variables = session
     (home / "sshd_config").write_text(
         "\n".join(
             [

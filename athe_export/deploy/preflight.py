@@ -149,7 +149,7 @@ def resource_checks(device: Device, disk: int, graphs: int) -> tuple[Check, ...]
 def _enough(name: str, available_kb: int | None, needed: int, verdict: str, remedy: str) -> Check:
     if available_kb is None:
         return Check(name, "not told", UNKNOWN, f"{_mb(needed)} are needed")
-    found = f"{_mb(available_kb * 1024)} free, {_mb(needed)} needed"
+    found = f"{available_kb * 1024 // _MB:,} MB free, {_mb(needed)} needed"
     return Check(name, found, PASS) if available_kb * 1024 >= needed else Check(name, found, verdict, remedy)
 
 

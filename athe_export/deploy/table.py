@@ -42,6 +42,6 @@ def _dry_lines(document: Mapping[str, Any]) -> Iterator[str]:
         runtime = document["runtime"]
         wheels = f", from {len(runtime['wheels'])} wheel(s) sent along" if runtime["installed"] else ""
         yield f"runtime {runtime['key']}: " + (f"would be installed{wheels}" if runtime["installed"] else "is there")
-        yield f"{len(document['files'])} files of the bundle, {document['disk_bytes'] / 1e6:.0f} MB of its disk at most"
+        yield f"{len(document['files'])} files of the bundle would be sent, where they are not there"
     yield f"would become current: {document['version']}; is current: {document['current'] or 'nothing'}"
     yield "nothing was written there"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -200,6 +203,25 @@ def test_a_host_key_that_is_not_known_is_never_taken_unseen(bare: Device, tmp_pa
     error = _refused(bare)
     assert "is not known here" in error["message"] and "fingerprint" in error["remedy"]
     assert not (tmp_path / "known").exists()
+
+
+def test_on_a_terminal_ssh_may_ask_and_its_question_stays_to_be_read(bare: Device, tmp_path: Path) -> None:
+    bare.configure(UserKnownHostsFile=tmp_path / "known")
+    line = [sys.executable, "-m", "athe_export.cli", "deploy", OLD, bare.destination, "--ssh-config", bare.config]
+    line += ["--python", PYTHON, "--dry-run"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, [str(a) for a in line], environment() | {"TERM": "xterm"})
+    shown, answered = b"", False
+    with contextlib.suppress(OSError):  # which is how a terminal ends
+        while chunk := os.read(terminal, 1 << 12):
+            shown += chunk
+            if b"(yes/no" in shown and not answered:
+                answered = True
+                assert b"\x1b[2K" not in shown, "a progress display wiped lines away"
+                os.write(terminal, b"yes\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, shown.decode()
+    assert b"nothing was written there" in shown and (tmp_path / "known").read_text()
 
 
 def test_a_configuration_that_ssh_does_not_read_is_said(bare: Device, tmp_path: Path) -> None:
