@@ -6,6 +6,7 @@ ssh tells failures of its own by exit status 255 and its words alone; those here
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from athe_export.deploy.destination import Destination
 from athe_export.errors import RemoteFailure
@@ -96,6 +97,12 @@ def device_failure(said: str, doing: str, to: Destination) -> RemoteFailure:
     if known is None:
         return RemoteFailure(f"{doing} failed there: " + ("\n  ".join(lines[-4:]) or "it said nothing"), where=str(to))
     return RemoteFailure(f"{known[0]} ({doing})", where=str(to), remedy=known[1])
+
+
+def pip_said(lines: Sequence[str]) -> str:
+    """What of pip's output tells why it failed."""
+    told = [line for line in lines if re.search("error|no space|conflict|depends on|requested", line, re.I)]
+    return "\n".join(told or lines)
 
 
 def _meaning(table: tuple[tuple[str, str, str], ...], said: str, to: Destination) -> tuple[str, str] | None:

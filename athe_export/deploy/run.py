@@ -6,7 +6,6 @@ removed by the device itself (`device.sh`), a lost connection included.
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from athe_export.deploy.connection import Connection, Reply, connected
 from athe_export.deploy.destination import Destination
 from athe_export.deploy.plan import Options, Plan, Watch, make_plan
 from athe_export.deploy.preflight import Device, health_checks, read_device, require, system_checks
-from athe_export.deploy.refusals import device_failure
+from athe_export.deploy.refusals import device_failure, pip_said
 from athe_export.deploy.verified import verified
 from athe_export.deploy.version import payload
 from athe_export.deploy.wheels import no_wheel
@@ -162,13 +161,7 @@ def _install(plan: Plan, connection: Connection, to: Destination, watch: Watch) 
     requirement = f"./wheels/{own}[{plan.payload.target}]"
     reply = connection.ask("install", plan.runtime, requirement, *options, heard=heard)
     if reply.status:
-        raise no_wheel(reply.text, plan.device, str(to)) or device_failure(_pip_said(reply), connection.doing, to)
-
-
-def _pip_said(reply: Reply) -> str:
-    """What of pip's output tells why it failed."""
-    told = [line for line in reply.lines if re.search("error|no space|conflict|depends on|requested", line, re.I)]
-    return "\n".join(told) or reply.text
+        raise no_wheel(reply.text, plan.device, str(to)) or device_failure(pip_said(reply.lines), connection.doing, to)
 
 
 def _verify_and_switch(

@@ -323,12 +323,6 @@ def test_without_a_wheel_in_the_device_s_own_index_it_is_named_and_its_runtime_r
     assert "there is no wheel of onnxruntime" in error["message"]
 
 
-def test_versions_that_exclude_each_other_are_said_as_pip_says_it(deploy: Deployer, tmp_path: Path) -> None:
-    (tmp_path / "versions.txt").write_text("onnxruntime<1\n")
-    error = _failed(deploy, 7, "remote", OLD, deploy.device.destination, "--constraint", tmp_path / "versions.txt")
-    assert "onnxruntime<1" in error["message"] and "athe-export" in error["message"]
-
-
 def test_a_bundle_that_answers_otherwise_there_is_not_made_current(deploy: Deployer, renamed: Make) -> None:
     bundle = renamed("wrong")
     edit_arrays(bundle, "golden.npz", lambda a: a.update({n: x + 1 for n, x in a.items() if n.startswith("onnx/")}))

@@ -92,7 +92,7 @@ def _stopped_at(deploy: Deployer, stage: str, stop: Callable[[subprocess.Popen[s
             pytest.fail(f"it ended before stage {stage!r}")
 
 
-@pytest.mark.parametrize("stage", ["transfer", "install", "verify"])
+@pytest.mark.parametrize("stage", ["install", "verify"])
 def test_a_deployment_that_is_killed_leaves_what_serves_and_does_not_hinder_the_next(
     deploy: Deployer, renamed: Make, tmp_path: Path, stage: str
 ) -> None:

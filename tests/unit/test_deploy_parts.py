@@ -21,7 +21,7 @@ from athe_export.deploy.connection import Reply
 from athe_export.deploy.destination import Destination, parse_destination
 from athe_export.deploy.own_wheel import repacked
 from athe_export.deploy.preflight import PYTHON, Device, health_checks, read_device, resource_checks, system_checks
-from athe_export.deploy.refusals import device_failure, ssh_failure
+from athe_export.deploy.refusals import device_failure, pip_said, ssh_failure
 from athe_export.deploy.verified import verified
 from athe_export.deploy.wheels import markers, missing_requirements, platforms
 from athe_export.errors import BundleIntegrityError, EnvironmentFailure, RemoteFailure, UsageError
@@ -205,6 +205,20 @@ def test_words_of_ssh_are_said_plainly(said: str, what: str) -> None:
 )
 def test_words_of_a_device_are_said_plainly(said: str, what: str) -> None:
     assert what in device_failure(said, "writing", TO).what
+
+
+def test_versions_that_exclude_each_other_are_said_as_pip_says_it() -> None:
+    said = """Processing ./wheels/athe_export-0.1.0-py3-none-any.whl
+ERROR: Cannot install athe-export[onnx]==0.1.0 because these package versions have conflicting dependencies.
+The conflict is caused by:
+    athe-export[onnx] 0.1.0 depends on onnxruntime>=1.22.0; extra == "onnx"
+    The user requested (constraint) onnxruntime<1
+To fix this you could try to:
+1. loosen the range of package versions you've specified
+2. remove package versions to allow pip attempt to solve the dependency conflict
+ERROR: ResolutionImpossible: for help visit the documentation"""
+    error = device_failure(pip_said(said.splitlines()), "installing", TO)
+    assert "(constraint) onnxruntime<1" in error.what and "depends on onnxruntime>=1.22.0" in error.what
 
 
 def test_a_verify_that_fails_there_fails_here_with_its_own_class_and_files() -> None:
