@@ -58,8 +58,6 @@ class Watch:
         self._task: Any = None
 
     def __enter__(self) -> Watch:
-        if self._live:
-            self._progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -81,6 +79,7 @@ class Watch:
             return
         if self._task is None or self._shown[0] != step:
             self._drop_task()
+            self._progress.start()  # not before: it would wipe away what ssh asks on the terminal
             self._task = self._progress.add_task(f"  {step}", total=total)
             self._shown = (step, 0)
         self._progress.update(self._task, completed=done, total=total)

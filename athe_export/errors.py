@@ -114,6 +114,11 @@ class EnvironmentFailure(AtheExportError):
     remedy_of_kind = "check that the place exists, may be written and has space left"
 
 
+class RemoteFailure(AtheExportError):
+    exit_code, kind = 7, "remote"
+    remedy_of_kind = "run the same command again; what is current there was not touched"
+
+
 class ExportError(AtheExportError):
     exit_code, kind = 8, "export"
     remedy_of_kind = "please report it with the recipe and the output of athe-export doctor --json"

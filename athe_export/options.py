@@ -17,3 +17,7 @@ Junit = Annotated[Path | None, typer.Option(help="Write JUnit XML there: a test 
 Summary = Annotated[Path | None, typer.Option(help="Write a summary in Markdown there.")]
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=False)]
+DestinationArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="USER@HOST:DIR", help="Device and folder, as scp takes them.", show_default=False),
+]

@@ -12,7 +12,7 @@ from athe_export import __version__, console
 from athe_export.ci import Outputs, told_to_ci
 from athe_export.dependencies import require
 from athe_export.errors import RESUME, GateFailed, GateInconclusive, Interrupted, UsageError, as_error
-from athe_export.options import BundleArgument, DataRoot, JsonFlag, Junit, RecipeArgument, Summary
+from athe_export.options import BundleArgument, DataRoot, DestinationArgument, JsonFlag, Junit, RecipeArgument, Summary
 from athe_export.recipe_verbs import recipes_app
 
 if TYPE_CHECKING:
@@ -276,3 +276,42 @@ def doctor(as_json: JsonFlag = False) -> None:
 
     found = findings()
     console.print_json(found) if as_json else console.print_doctor(found)
+
+
+@app.command(
+    epilog="Examples: athe-export deploy BUNDLE pi@raspberrypi:athe · athe-export deploy pi@raspberrypi:athe --rollback"
+)
+def deploy(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; of no use with --rollback.", show_default=False)],
+    destination: DestinationArgument = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Collect all wheels here and send them, for a device without internet.")
+    ] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the version before, once it verifies.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the device and show the plan; write nothing there.")
+    ] = False,
+    with_reference: Annotated[
+        bool, typer.Option("--with-reference", help="Send reference.npz too, which the parity gate there needs.")
+    ] = False,
+    target: Annotated[
+        str, typer.Option(help="Engine to install: auto (LiteRT where the bundle has it), litert or onnx.")
+    ] = "auto",
+    python: Annotated[str, typer.Option(help="Interpreter on the device.")] = "python3",
+    constraint: Annotated[Path | None, typer.Option(help="Versions for pip to keep to, as pip's -c.")] = None,
+    ssh_config: Annotated[Path | None, typer.Option(help="Configuration of ssh, as its -F: port, key, jump host.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bring a bundle to a device over ssh: check it, send, install, verify there, then switch; or go back."""
+    from athe_export.deploy.destination import parse_destination
+    from athe_export.deploy.plan import Options
+    from athe_export.deploy.run import deploy_bundle, roll_back
+    from athe_export.deploy.table import deploy_text
+
+    if destination is None and not rollback:
+        raise UsageError("deploy needs a bundle and a destination", remedy="athe-export deploy BUNDLE user@host:dir")
+    to = parse_destination(destination if destination is not None else str(bundle))
+    options = Options(target, offline, with_reference, python, constraint, ssh_config, batch=not sys.stdin.isatty())
+    with console.Watch() as watch:
+        document = roll_back(to, options, watch, dry_run) if rollback else deploy_bundle(bundle, to, options, watch, dry_run)
+    console.print_json(document) if as_json else console.print_tables(*deploy_text(document))

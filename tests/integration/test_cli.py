@@ -17,7 +17,19 @@ from athe_export.data.shapes import Shapes
 from athe_export.shipped import root, shipped_recipes
 from tests.tools import cli, command, environment, listing, refused
 
-VERBS = ["build", "verify", "inspect", "run", "train", "recipes", "recipes list", "recipes copy", "schema", "doctor"]
+VERBS = [
+    "build",
+    "verify",
+    "inspect",
+    "run",
+    "deploy",
+    "train",
+    "recipes",
+    "recipes list",
+    "recipes copy",
+    "schema",
+    "doctor",
+]
 MISSING = "there-is-no-such-thing"
 
 

@@ -20,6 +20,7 @@ CONTRACT = {
     "MissingDependency": 6,
     "DatasetError": 6,
     "EnvironmentFailure": 7,
+    "RemoteFailure": 7,
     "ExportError": 8,
     "TrainingError": 8,
     "Interrupted": 130,

@@ -22,6 +22,7 @@ ALLOWED = {
     "report": {"bundle", "parity"},
     "bench": {"errors", "preprocessing", "bundle", "runtime", "dependencies"},
     "precision": {"errors", "preprocessing", "runtime", "data", "parity", "bench"},
+    "deploy": {"errors", "bundle", "runtime", "bench"},
     "recipe": {"errors", "schema", "recipe_checks", "train_spec"},
     "train_spec": {"schema"},
     "recipe_checks": set(),

@@ -1,0 +1,1 @@
+"""Deploying a bundle to a device over the system's OpenSSH."""
