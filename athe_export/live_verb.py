@@ -39,8 +39,10 @@ def run_live(
     """Opens the source and tells every answer until it ends, the time is over or a signal comes.
 
     Raises:
+        UsageError: there is no such branch.
         AtheExportError: of the source, with the summary so far beside it.
     """
+    predictor.check_branch(branch)
     teller, stop, summary = (_Lines if as_json else _Screen)(), Stop(duration), Summary()
     with stop.listening():
         source = _opened(watch, camera)

@@ -1,12 +1,13 @@
 """A folder that images are put into. It is looked through several times a second, with the standard library alone.
 
 An image is read as soon as two looks find it unchanged. One that cannot be read then may still be on its way: it is tried
-again until nothing has changed for a while, and given up after that. A file that changes later counts as a new one.
+again when it has changed, and a last time when it has not for a while. A file that changes later counts as a new one.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,10 +24,11 @@ _State = tuple[int, int, int]  # inode, size, time of the last change
 
 @dataclass
 class _File:
-    """What is known of a file: its state, since when, and whether it is done with."""
+    """What is known of a file: its state, since when, whether it was tried in it, and whether it is done with."""
 
     state: _State
     since: float
+    tried: bool = False
     done: bool = False
 
 
@@ -70,9 +72,10 @@ class WatchedFolder:
             self.sleep(min(_LOOK_S, max(0.0, end - self.clock())))
         while self._ready:
             name = self._ready.popleft()
-            if name in self._files and (self.path / name).exists():
-                self._files[name].done = True
-                return Item(str(self.path / name), self.path / name)
+            file, path = self._files[name], self.path / name
+            if _state(path) == file.state:  # else it has gone or changed since the look, and the next one finds out
+                file.tried = file.done = True
+                return Item(str(path), path)
         return None
 
     def refused(self, item: Item) -> bool:
@@ -80,7 +83,7 @@ class WatchedFolder:
         file = self._files.get(Path(item.name).name)
         if file is None or not Path(item.name).exists():
             return False
-        file.done = self.clock() - file.since >= _SETTLED_S
+        file.done = _settled(file, self.clock())
         return file.done
 
     def close(self) -> None:
@@ -95,7 +98,7 @@ class WatchedFolder:
             known = self._files.get(name)
             if known is None or known.state != state:
                 self._files[name] = _File(state, now)
-            elif not known.done:
+            elif not known.done and (not known.tried or _settled(known, now)):
                 ready.append((state[2], name))
         self._ready.extend(name for _, name in sorted(ready))
 
@@ -104,9 +107,8 @@ class WatchedFolder:
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    if entry.name.startswith(".") or not (state := _state(entry)):
-                        continue
-                    found[entry.name] = state
+                    if not entry.name.startswith(".") and (state := _state(Path(entry.path))):
+                        found[entry.name] = state
         except OSError as err:
             raise EnvironmentFailure(
                 f"the watched folder cannot be read: {err.strerror}", where=str(self.path), remedy="put it back, and start again"
@@ -114,12 +116,14 @@ class WatchedFolder:
         return found
 
 
-def _state(entry: os.DirEntry[str]) -> _State | None:
-    """Of a file; None of a folder, and of what has gone between two looks."""
+def _settled(file: _File, now: float) -> bool:
+    return now - file.since >= _SETTLED_S
+
+
+def _state(path: Path) -> _State | None:
+    """Of a file; None of a folder, and of what has gone."""
     try:
-        if not entry.is_file():
-            return None
-        status = entry.stat()
+        status = path.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
