@@ -30,7 +30,7 @@ def bench_with_power(
         settings: what `bench_bundle` is given.
 
     Raises:
-        PowerLogError: the log cannot be read or joined. A new run is kept beside it then, and the remedy says how to join it.
+        PowerLogError: the log cannot be read or joined. A new run is kept beside it then; the remedy says how to join it.
         UsageError: `kept` is no run of this bundle, or comes without a log.
     """
     if log is None:
@@ -58,8 +58,8 @@ def _asked_again(report: BenchReport, log: Path, columns: Columns | None, err: P
     """Tries again whenever Enter is pressed; Ctrl-C ends that, and leaves the run where it is kept."""
     while True:
         console.err.print(
-            f"{err.what}\n  at: {err.where}\n  next: {err.remedy}\nThe run is kept in {path}. Press Enter when the log is there, "
-            "Ctrl-C to join it later.",
+            f"{err.what}\n  at: {err.where}\n  next: {err.remedy}\nThe run is kept in {path}. Press Enter when the log is "
+            "there, Ctrl-C to join it later.",
             highlight=False,
             markup=False,
             soft_wrap=True,

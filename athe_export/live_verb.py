@@ -18,12 +18,16 @@ def check_source(images: list[Path], watch: Path | None, camera: str | None, dur
     Raises:
         UsageError: not exactly one of images, a folder and a camera, or a duration of images.
     """
-    given = [name for name, value in (("images", images), ("--watch", watch), ("--camera", camera)) if value not in (None, [])]
+    given = [
+        name for name, value in (("images", images), ("--watch", watch), ("--camera", camera)) if value not in (None, [])
+    ]
     if len(given) != 1:
         what = "no images are given" if not given else " and ".join(given) + " cannot be read at once"
         raise UsageError(what, where="run", remedy="give images, or --watch DIR, or --camera SOURCE")
     if duration is not None and given == ["images"]:
-        raise UsageError("--duration ends a watch or a camera", where="--duration", remedy="add --watch DIR or --camera SOURCE")
+        raise UsageError(
+            "--duration ends a watch or a camera", where="--duration", remedy="add --watch DIR or --camera SOURCE"
+        )
 
 
 def run_live(
@@ -130,6 +134,8 @@ class _Screen:
     def sum_up(self, summary: Summary) -> None:
         by_branch = ", ".join(f"{name} {count:,}" for name, count in summary.by_branch.items())
         mean = f", {summary.ms / summary.images:.1f} ms an image" if summary.images else ""
-        lost = f", {summary.broken:,} not read" * bool(summary.broken) + f", {summary.skipped:,} skipped" * bool(summary.skipped)
+        lost = f", {summary.broken:,} not read" * bool(summary.broken) + f", {summary.skipped:,} skipped" * bool(
+            summary.skipped
+        )
         said = f"{summary.images:,} images ({by_branch or 'none'}){mean}{lost}"
         self._watch.line(f"{said} in {summary.seconds:.0f} s; ended by {summary.ended}")

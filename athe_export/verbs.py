@@ -158,7 +158,9 @@ def run(
         int | None, typer.Option(min=1, help="Threads of the engine; else what tune has found, else 1.", show_default=False)
     ] = None,
     watch: Annotated[Path | None, typer.Option(help="Classify every image that comes into this folder.")] = None,
-    camera: Annotated[str | None, typer.Option(help="Classify frames: a camera's index, a stream's address, a video.")] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="Classify frames: a camera's index, a stream's address, a video.")
+    ] = None,
     duration: Annotated[float | None, typer.Option(min=0, help="End a watch or a camera after so many seconds.")] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Whether live use keeps its memory flat: `athe-export run --camera`, or --watch, over many images, its memory sampled meanwhile.
+"""Whether live use keeps its memory flat: `athe-export run --camera`, or --watch, over many images.
 
 python scripts/soak.py BUNDLE [--images 50000] [--through camera|watch] [--target auto] [--json F]
 
@@ -105,7 +105,7 @@ def _answers(process: subprocess.Popen[str]) -> Iterator[tuple[int, dict[str, An
 
 
 def soak(bundle: Path, images: int, through: str, target: str) -> dict[str, Any]:
-    """Runs the command over so many images: `megabytes` as they went, `growth_mb`, `allowed_mb`, `flat`, and its `summary`."""
+    """Runs the command over so many images: memory as they went, its growth, whether that is flat, and the summary."""
     command = [sys.executable, "-m", "athe_export.cli", "run", str(bundle), "--target", target, "--json"]
     every, megabytes, count, summary = max(1, images // SAMPLES), [], 0, {}
     with tempfile.TemporaryDirectory() as folder:

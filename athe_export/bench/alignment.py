@@ -8,6 +8,7 @@ clock, the one with the largest likelihood gain of "this load" over "any constan
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,7 +162,7 @@ def _refined(log: PowerLog, timeline: Timeline, shift: float, rate: float, width
     tried = np.linspace(-width, width, 81)
     moved, middles = [], []
     run = (log.times - shift) / (1 + rate)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         part = _inside(run, low, high)
         times, watts = run[part], log.watts[part]
         found = [_correlation(_load(timeline, times - t, log.interval_s), watts) for t in tried] if len(times) > 3 else [0.0]

@@ -27,7 +27,7 @@ class PowerPlan:
 
     Attributes:
         chip_s: a chip of the code.
-        settle_s: of load and of idle at either side that is not counted: the power has not settled yet, or the clocks differ.
+        settle_s: of load and of idle at either side that is not counted: power has not settled yet, or clocks differ.
         load_s: a block of load that is counted.
         idle_s: idle between two blocks that is counted, at least; half as much more at most.
         rounds: blocks of every row.
@@ -116,7 +116,9 @@ def timeline_from(content: Any, where: str) -> Timeline:
     try:
         found = Timeline(
             float(content["began"]),
-            PowerPlan(**{name: float(value) for name, value in content["plan"].items()} | {"rounds": content["plan"]["rounds"]}),
+            PowerPlan(
+                **{name: float(value) for name, value in content["plan"].items()} | {"rounds": content["plan"]["rounds"]}
+            ),
             tuple((str(r["system"]), str(r["kind"]), str(r["target"]), str(r["precision"])) for r in content["rows"]),
             tuple((float(a), float(b)) for a, b in content["code"]),
             tuple(_block(block) for block in content["blocks"]),

@@ -57,9 +57,7 @@ PRESETS = (
     Columns("rd-usb", Column("Unix time"), voltage=Column("Voltage (V)"), current=Column("Current (A)")),
     Columns("tc66c", Column("Time[S]"), voltage=Column("Volt[V]"), current=Column("Current[A]")),
     Columns("km003c-cli", Column("Timestamp(us)", 1e-6), voltage=Column("Vbus(V)"), current=Column("Ibus(A)")),
-    Columns(
-        "km003c-logger", Column("timestamp_ms", 1e-3), voltage=Column("vbus_µV", 1e-6), current=Column("ibus_µA", 1e-6)
-    ),
+    Columns("km003c-logger", Column("timestamp_ms", 1e-3), voltage=Column("vbus_µV", 1e-6), current=Column("ibus_µA", 1e-6)),
 )
 
 

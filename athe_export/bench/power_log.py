@@ -19,6 +19,7 @@ from athe_export.bench.meters import HOW, Columns, recognised
 from athe_export.errors import PowerLogError
 
 Values = npt.NDArray[np.float64]
+_NAME_IT = "name the file that the meter's program writes"
 _HEADER_LINES = 50  # programs that write a preamble do so in fewer
 _JITTER_S = 1.0  # samples of one packet may stand out of order by less; a step back of more begins another recording
 _UNREADABLE = 0.01  # share of lines
@@ -63,7 +64,7 @@ def check_format(path: Path, columns: Columns | None) -> None:
     if not path.parent.is_dir():
         raise PowerLogError("there is no such folder", where=str(path.parent), remedy="name a file in a folder that exists")
     if path.is_dir():
-        raise PowerLogError("is a folder, not a log", where=str(path), remedy="name the file that the meter's program writes")
+        raise PowerLogError("is a folder, not a log", where=str(path), remedy=_NAME_IT)
     if path.exists() and (lines := _lines(path)):
         _layout(path, lines, columns)
 
@@ -139,11 +140,11 @@ def _lines(path: Path) -> list[str]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise PowerLogError(
-            "there is no such log", where=str(path), remedy="name the file that the meter's program writes"
-        ) from None
+        raise PowerLogError("there is no such log", where=str(path), remedy=_NAME_IT) from None
     except OSError as err:
-        raise PowerLogError(f"cannot be read: {err.strerror}", where=str(path), remedy="name a file that may be read") from None
+        raise PowerLogError(
+            f"cannot be read: {err.strerror}", where=str(path), remedy="name a file that may be read"
+        ) from None
     if b"\0" in content:
         raise PowerLogError("is not text", where=str(path), remedy="let the meter's program export CSV in UTF-8")
     return content.decode("utf-8-sig", errors="replace").splitlines()

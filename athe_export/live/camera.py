@@ -64,7 +64,8 @@ def _opencv() -> Any:
         import cv2
     except ImportError as err:
         raise MissingDependency(
-            f"OpenCV is installed but does not work here: {err}", remedy='pip install --force-reinstall "athe-export[camera]"'
+            f"OpenCV is installed but does not work here: {err}",
+            remedy='pip install --force-reinstall "athe-export[camera]"',
         ) from None
     return cv2
 

@@ -111,7 +111,9 @@ class WatchedFolder:
                         found[entry.name] = state
         except OSError as err:
             raise EnvironmentFailure(
-                f"the watched folder cannot be read: {err.strerror}", where=str(self.path), remedy="put it back, and start again"
+                f"the watched folder cannot be read: {err.strerror}",
+                where=str(self.path),
+                remedy="put it back, and start again",
             ) from err
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import io
+import itertools
 import json
 import os
 import signal
@@ -105,7 +106,7 @@ def test_a_person_sees_label_branch_and_milliseconds_where_they_change(clip: Pat
     lines = [line.partition(": ")[2].split(", ") for line in shown.out.splitlines()]
     said = [(label.rpartition(" ")[0], branch) for label, branch, ms in lines if ms.endswith(" ms")]
     assert len(said) == len(lines) > 1
-    assert all(a != b for a, b in zip(said[:-1], said[1:], strict=True))
+    assert all(a != b for a, b in itertools.pairwise(said))
     assert "20 images" in shown.err and "ended by end" in shown.err
 
 
