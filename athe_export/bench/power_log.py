@@ -110,8 +110,8 @@ def _log(path: Path, columns: Columns, table: Values, numbers: Sequence[int], sk
     if len(backwards):
         at = int(backwards[0])
         raise PowerLogError(
-            f"the time goes back by {times[at] - times[at + 1]:.1f} s in line {numbers[at + 1]}: there are several recordings "
-            "in the file",
+            f"the time goes back by {times[at] - times[at + 1]:.1f} s in line {numbers[at + 1]}: the file holds several "
+            "recordings",
             where=str(path),
             remedy="keep the one of this run",
         )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from athe_export.bench.load_pattern import PowerPlan, timeline_from
 from athe_export.bench.protocol import Plan
 from tests.conftest import ROOT
 from tests.power_example import Device, Meter, samples, write_log
-from tests.tools import cli, edit_manifest, error_of, refused
+from tests.tools import cli, edit_manifest, environment, error_of, refused
 
 OLD = ROOT / "tests/bundles/v1/tiny"  # needs no build
 SHORT = PowerPlan(chip_s=0.06, settle_s=0.04, load_s=0.12, idle_s=0.12, rounds=3)
@@ -128,3 +131,40 @@ def test_a_run_without_a_pattern_or_of_another_bundle_is_not_joined(kept: Path, 
 
 def test_a_folder_that_is_not_there_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     assert "no such folder" in refused(2, "power_log", "bench", OLD, "--power-log", tmp_path / "no" / "meter.csv")["message"]
+
+
+_IN_A_MINUTE = """
+import athe_export.bench.run as bench
+from athe_export.bench.load_pattern import PowerPlan
+from athe_export.bench.protocol import Plan
+bench.QUICK, bench.QUICK_POWER = Plan(rounds=3, slice_s=0), PowerPlan(0.06, 0.04, 0.12, 0.12, 3)
+from athe_export.cli import main
+main()
+"""
+
+
+def test_on_a_terminal_bench_asks_for_the_log_until_it_is_there(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    line = [sys.executable, "-c", _IN_A_MINUTE, "bench", str(OLD), "--power-log", str(tmp_path / "meter.csv"), "--json"]
+    with subprocess.Popen(line, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True, env=environment()) as bench:
+        said = _until(ours, "press enter")
+        assert "there is no such log" in said and "meter.csv.bench.json" in said
+        os.write(ours, b"\n")  # it is not there yet
+        _until(ours, "press enter")
+        metered(tmp_path)
+        os.write(ours, b"\n")
+        assert bench.stdout is not None
+        document = json.loads(bench.stdout.read())
+        assert bench.wait(60) == 0
+    os.close(ours)
+    os.close(theirs)
+    assert document["energy"]["refused"] is None and len(document["energy"]["rows"]) == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["meter.csv"]  # what was kept is not needed any more
+
+
+def _until(terminal: int, words: str) -> str:
+    """What a terminal shows up to these words."""
+    said = ""
+    while words not in " ".join(said.lower().split()):
+        said += os.read(terminal, 4096).decode(errors="replace")
+    return said
