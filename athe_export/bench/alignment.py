@@ -9,6 +9,7 @@ clock, the one with the largest likelihood gain of "this load" over "any constan
 from __future__ import annotations
 
 import itertools
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from athe_export.bench.power_log import PowerLog, Values
 from athe_export.errors import PowerLogError
 
 _STEPS_A_CHIP = 8
+_SAMPLES_A_CHIP = 50  # of a log that has more: they are averaged
 _RATES = 0.02  # of a clock that is looked for: up to so much fast or slow
 _MAX_RATE = 0.002  # and that is put up with
 _LEAST_OVERLAP = 0.3  # of the run
@@ -66,6 +68,7 @@ def align(log: PowerLog, timeline: Timeline) -> Alignment:
             where=where,
             remedy="let the meter's program log more often, or measure with --full, whose pattern is slower",
         )
+    log = _thinned(log, timeline.plan.chip_s / _SAMPLES_A_CHIP)
     shift, rate = _search(log, timeline)
     _require_cover(log, timeline, shift, rate)
     for width in (1.0, 0.25):
@@ -85,6 +88,18 @@ def align(log: PowerLog, timeline: Timeline) -> Alignment:
     if correlation < _LEAST_CORRELATION:
         raise _not_found(where, correlation)
     return Alignment(shift, rate, correlation, misfit)
+
+
+def _thinned(log: PowerLog, step: float) -> PowerLog:
+    """The log with the samples of each step of so many seconds averaged, where there are several."""
+    if log.interval_s >= step:
+        return log
+    since = log.times - log.times[0]
+    steps = (since / step).astype(np.int64)
+    count = np.bincount(steps)
+    there = count > 0
+    times, watts = (np.bincount(steps, values)[there] / count[there] for values in (since, log.watts))
+    return dataclasses.replace(log, times=log.times[0] + times, watts=watts)
 
 
 def _load(timeline: Timeline, times: Values, width: float) -> Values:
