@@ -122,7 +122,7 @@ class _Screen:
             return
         said = f"{found.label} {100 * found.probability:.1f}%, branch {found.branch}, {found.ms:.1f} ms"
         if item.frame is None:
-            self._ticker.show(object(), f"{item.name}: {said}")
+            console.say(f"{item.name}: {said}")
             for note in found.notes:
                 self._watch.line(f"note: {item.name}: {note}")
         else:

@@ -213,7 +213,7 @@ def bench(
     from athe_export.bench_power import bench_with_power
 
     settings: dict[str, Any] = {"full": full, "threads": threads, "target": target}
-    if power_log is not None or join is not None:
+    if power_log is not None or join is not None or power_columns != "auto":
         report = bench_with_power(bundle, power_log, power_columns, join, settings, as_json)
     else:
         with console.Watch() as watch:

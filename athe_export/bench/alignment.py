@@ -8,8 +8,8 @@ clock, the one with the largest likelihood gain of "this load" over "any constan
 
 from __future__ import annotations
 
-import itertools
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import numpy as np

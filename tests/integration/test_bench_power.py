@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from athe_export import bench_power
 from athe_export.bench.load_pattern import PowerPlan, timeline_from
 from athe_export.bench.protocol import Plan
+from athe_export.errors import PowerLogError
 from tests.conftest import ROOT
 from tests.power_example import Device, Meter, samples, write_log
 from tests.tools import cli, edit_manifest, environment, error_of, refused
@@ -126,7 +129,10 @@ def test_a_run_without_a_pattern_or_of_another_bundle_is_not_joined(kept: Path, 
     other = shutil.copytree(OLD, tmp_path / "other")
     edit_manifest(other, lambda m: m["notes"].append("another"))
     assert "another bundle" in refused(2, "usage", "bench", other, *log, "--join", kept / "printed.json")["message"]
-    assert "--power-log" in refused(2, "usage", "bench", OLD, "--join", kept / "printed.json")["remedy"]
+    for options in (("--join", kept / "printed.json"), ("--power-columns", "tc66c")):
+        assert "--power-log" in refused(2, "usage", "bench", OLD, *options)["remedy"]
+    again = ("--join", kept / "printed.json", "--threads", 2)
+    assert "--join measures nothing" in refused(2, "usage", "bench", OLD, *log, *again)["message"]
 
 
 def test_a_folder_that_is_not_there_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
@@ -135,6 +141,7 @@ def test_a_folder_that_is_not_there_is_refused_before_anything_is_measured(tmp_p
 
 _IN_A_MINUTE = """
 import athe_export.bench.run as bench
+from athe_export import bench_power
 from athe_export.bench.load_pattern import PowerPlan
 from athe_export.bench.protocol import Plan
 bench.QUICK, bench.QUICK_POWER = Plan(rounds=3, slice_s=0), PowerPlan(0.06, 0.04, 0.12, 0.12, 3)
@@ -162,9 +169,26 @@ def test_on_a_terminal_bench_asks_for_the_log_until_it_is_there(tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["meter.csv"]  # what was kept is not needed any more
 
 
+@pytest.mark.parametrize("key", [KeyboardInterrupt, EOFError])
+def test_ctrl_c_at_the_question_leaves_the_run_where_it_is_kept(
+    kept: Path, tmp_path: Path, key: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from athe_export.bench.join import keep, kept_run
+
+    def stop() -> str:
+        raise key
+
+    report, log = kept_run(kept / "printed.json", OLD), tmp_path / "no.csv"
+    path = keep(report.document, log)
+    monkeypatch.setattr("builtins.input", stop)
+    assert bench_power._asked_again(report, log, None, PowerLogError("is not there"), path) is None
+    assert kept_run(path, OLD).document == report.document
+
+
 def _until(terminal: int, words: str) -> str:
     """What a terminal shows up to these words."""
     said = ""
     while words not in " ".join(said.lower().split()):
+        assert select.select([terminal], [], [], 60)[0], f"nothing more after: {said}"
         said += os.read(terminal, 4096).decode(errors="replace")
     return said
