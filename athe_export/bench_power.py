@@ -46,7 +46,7 @@ def bench_with_power(
         return joined(kept_run(kept, bundle), log, asked)
     check_format(log, asked)
     with console.Watch() as watch:
-        shares = {"progress": watch.share("measure"), "power_progress": watch.share("pattern of load")}
+        shares: dict[str, Any] = {"progress": watch.share("measure"), "power_progress": watch.share("pattern of load")}
         report = bench_bundle(bundle, power=True, **settings, **shares)
     try:
         return joined_patiently(report, log, asked)

@@ -47,7 +47,8 @@ def run_live(
         AtheExportError: of the source, with the summary so far beside it.
     """
     predictor.check_branch(branch)
-    teller, stop, summary = (_Lines if as_json else _Screen)(), Stop(duration), Summary()
+    teller: _Lines | _Screen = _Lines() if as_json else _Screen()
+    stop, summary = Stop(duration), Summary()
     with stop.listening():
         source = _opened(watch, camera)
         left = getattr(source, "there_before", 0)

@@ -2,7 +2,7 @@
 the log part by part.
 
 Neither the log's clock nor its zero is trusted. The correlation is normalised over what overlaps (Lewis, Fast normalized
-cross-correlation, 1995, section 3), for a run of which the log shows a part alone; of all shifts and rates of the log's
+cross-correlation, 1995), for a run of which the log shows a part alone; of all shifts and rates of the log's
 clock, the one with the largest likelihood gain of "this load" over "any constant" is taken.
 """
 

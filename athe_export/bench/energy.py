@@ -9,7 +9,7 @@ mean and its 95% interval (Student's t). A meter that shows few digits widens it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ def row_energies(timeline: Timeline, powers: Sequence[Power], resolution_w: floa
         powers: of the blocks, in their order; two a row at least.
         resolution_w: the step of power that the meter shows; both means may be off by up to half of it.
     """
-    by_row: Mapping[int, list[int]] = {}
+    by_row: dict[int, list[int]] = {}
     for at, block in enumerate(timeline.blocks):
         by_row.setdefault(block.row, []).append(at)
     return [_row(timeline, powers, resolution_w, row, by_row[row]) for row in sorted(by_row)]
