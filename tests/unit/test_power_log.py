@@ -10,6 +10,7 @@ import pytest
 from athe_export.bench.meters import PRESETS, asked_columns
 from athe_export.bench.power_log import check_format, read_power_log
 from athe_export.errors import PowerLogError
+from tests.conftest import ROOT
 
 # Two samples, one second apart, of 5 V at 0.5 and 0.7 A, as each program would write them: 2.5 and 3.5 W
 EXAMPLES = {
@@ -36,8 +37,10 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_every_known_format_has_an_example_here() -> None:
+def test_every_known_format_has_an_example_here_and_a_source_in_the_docs() -> None:
     assert set(EXAMPLES) == {p.name for p in PRESETS}
+    rows = [line for line in (ROOT / "docs/energy.md").read_text().splitlines() if line.startswith("| `")]
+    assert {row.split("`")[1] for row in rows if "](https://" in row} == set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
