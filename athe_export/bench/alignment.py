@@ -141,7 +141,7 @@ def _search(log: PowerLog, timeline: Timeline) -> tuple[float, float]:
 def _middles(timeline: Timeline, step: float, rate: float) -> Values:
     """Times of the run in the middle of each step of the log's clock."""
     steps = int(timeline.seconds * (1 + rate) / step)
-    return (np.arange(steps) + 0.5) * step / (1 + rate)
+    return np.asarray((np.arange(steps) + 0.5) * step / (1 + rate), np.float64)
 
 
 def _gains(watts: Values, load: Values) -> tuple[Values, Values, int]:
@@ -163,7 +163,8 @@ def _gains(watts: Values, load: Values) -> tuple[Values, Values, int]:
     ]
     scale = np.sqrt(variances[0] * variances[1])
     correlation = np.where(scale > 1e-9, covariance / np.maximum(scale, 1e-9), 0.0).clip(-1, 1 - 1e-9)
-    return np.where(correlation > 0, -n / 2 * np.log1p(-(correlation**2)), 0.0), correlation, first
+    gains: Values = np.where(correlation > 0, -n / 2 * np.log1p(-(correlation**2)), 0.0)
+    return gains, np.asarray(correlation, np.float64), first
 
 
 def _between(values: Values, low: npt.NDArray[np.int64], high: npt.NDArray[np.int64]) -> Values:

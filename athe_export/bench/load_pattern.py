@@ -138,8 +138,8 @@ def timeline_from(content: Any, where: str) -> Timeline:
 
 
 def _block(content: Mapping[str, Any]) -> Block:
-    times = (float(content[n]) for n in ("start", "counted_from", "counted_to", "end"))
-    return Block(int(content["row"]), *times, images=int(content["images"]))
+    start, counted_from, counted_to, end = (float(content[n]) for n in ("start", "counted_from", "counted_to", "end"))
+    return Block(int(content["row"]), start, counted_from, counted_to, end, int(content["images"]))
 
 
 def run_pattern(

@@ -55,7 +55,7 @@ def cold_cells(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def energy_cells(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows under ENERGY_COLUMNS; none of a run that was not joined with a power meter's log."""
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for row in (document["energy"] or {}).get("rows", ()):
         joules = {name: f"{value:.3g}" for name, value in row["joules"].items()}
         figures = (f"{row['watts_above_idle']:.3g}", joules["value"], f"{joules['lower']} to {joules['upper']}")
