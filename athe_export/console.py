@@ -103,6 +103,35 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
+def print_json_line(document: dict[str, Any]) -> None:
+    """One of several documents, a line each, seen at once by whoever reads them."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+class Ticker:
+    """Lines of which the last is written over as long as it says the same; where no terminal is, it stands but once."""
+
+    def __init__(self) -> None:
+        self._said: object = None
+
+    def show(self, said: object, text: str) -> None:
+        """`text` with its figures, `said` what of it is worth a line of its own."""
+        if out.is_terminal:
+            line = "" if self._said in (None, said) else "\n"
+            sys.stdout.write(f"{line}\r{text[: out.width - 1]}\x1b[K")
+            sys.stdout.flush()
+        elif said != self._said:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        self._said = said
+
+    def end(self) -> None:
+        """Ends the last line."""
+        if out.is_terminal and self._said is not None:
+            sys.stdout.write("\n")
+
+
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str = "") -> None:
     grid = Table(title=title or None, title_justify="left")
     for index, column in enumerate(columns):
@@ -124,7 +153,7 @@ def say(text: str) -> None:
     out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_error(error: AtheExportError, as_json: bool) -> None:
+def print_error(error: AtheExportError, as_json: bool, in_lines: bool = False) -> None:
     """What, where, what next; on stdout too where JSON was asked for."""
     lines = [f"error: {error.what}"]
     lines += [f"  at: {error.where}"] if error.where else []
@@ -132,7 +161,7 @@ def print_error(error: AtheExportError, as_json: bool) -> None:
     err.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     if as_json:
         with contextlib.suppress(OSError):  # stdout itself may be what is broken
-            print_json({"error": error.to_json(), **error.report})
+            (print_json_line if in_lines else print_json)({"error": error.to_json(), **error.report})
 
 
 def print_build(output: Path, manifest: Manifest, seconds: float) -> None:

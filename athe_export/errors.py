@@ -84,6 +84,11 @@ class CalibrationError(AtheExportError):
     remedy_of_kind = "make a new calibration set: python -m athe_export.data.make_calibration --help"
 
 
+class PowerLogError(AtheExportError):
+    exit_code, kind = 2, "power_log"
+    remedy_of_kind = "docs/energy.md says how to record a log that can be joined with a run"
+
+
 class GateFailed(AtheExportError):
     exit_code, kind = 3, "gate_failed"
     remedy_of_kind = "build again with other quantization settings"

@@ -147,10 +147,10 @@ def inspect(
     console.print_manifest(opened.manifest)
 
 
-@app.command(epilog="Examples: athe-export run BUNDLE photo.jpg · athe-export run BUNDLE *.png --branch complex --json")
+@app.command(epilog="Examples: athe-export run BUNDLE photo.jpg · athe-export run BUNDLE --camera 0 --json")
 def run(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,
     target: Annotated[
         str, typer.Option(help="auto (what tune has found fastest, else LiteRT where it is installed), litert or onnx.")
     ] = "auto",
@@ -160,12 +160,23 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the engine; else what tune has found, else 1.", show_default=False)
     ] = None,
+    watch: Annotated[Path | None, typer.Option(help="Classify every image that comes into this folder.")] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="Classify frames: a camera's index, a stream's address, a video.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option(min=0, help="End a watch or a camera after so many seconds.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Classify images with a bundle."""
+    """Classify images with a bundle; with --watch and --camera as they come, until Ctrl-C, as JSON lines with --json."""
     from athe_export.bench.fastest import fastest_predictor
+    from athe_export.live_verb import check_source, run_live
 
+    images = images or []
+    check_source(images, watch, camera, duration)
     predictor, remark = fastest_predictor(bundle, target, precision, threads)
+    if not images:
+        run_live(predictor, [remark] if remark else [], watch, camera, duration, branch, top, as_json)
+        return
     results: list[dict[str, Any]] = []
     for image in images:
         found = predictor.predict(image, branch, top)
@@ -180,7 +191,7 @@ def run(
         console.print_results(results, gate, target, not_run, notes)
 
 
-@app.command(epilog="Examples: athe-export bench BUNDLE · athe-export bench BUNDLE --full --threads 4 --json")
+@app.command(epilog="Examples: athe-export bench BUNDLE · athe-export bench BUNDLE --full --power-log meter.csv --json")
 def bench(
     bundle: BundleArgument,
     full: Annotated[
@@ -188,14 +199,28 @@ def bench(
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine, pinned to as many CPUs.")] = 1,
     target: Annotated[str, typer.Option(help="auto (all that can run here), litert or onnx.")] = "auto",
+    power_log: Annotated[
+        Path | None, typer.Option(help="Also run a pattern of load, and tell joules by this log of a power meter.")
+    ] = None,
+    power_columns: Annotated[
+        str, typer.Option(help="The log's format: auto, a name, or time=COLUMN:ms,power=COLUMN:mW; see docs/energy.md.")
+    ] = "auto",
+    join: Annotated[
+        Path | None, typer.Option(help="Measure nothing; join the log with this run, which bench has kept or printed.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure a bundle on this machine against its controls, and hold it to the recipe's limits on speed."""
     from athe_export.bench.run import bench_bundle, missed_error
     from athe_export.bench.table import bench_text
+    from athe_export.bench_power import bench_with_power
 
-    with console.Watch() as watch:
-        report = bench_bundle(bundle, full=full, threads=threads, target=target, progress=watch.share("measure"))
+    settings: dict[str, Any] = {"full": full, "threads": threads, "target": target}
+    if power_log is not None or join is not None or power_columns != "auto":
+        report = bench_with_power(bundle, power_log, power_columns, join, settings, as_json)
+    else:
+        with console.Watch() as watch:
+            report = bench_bundle(bundle, progress=watch.share("measure"), **settings)
     if not as_json:
         console.print_tables(*bench_text(report.document))
     if report.verdict in ("fail", "inconclusive"):

@@ -59,6 +59,8 @@ disc = (x - 170) ** 2 + (y - 120) ** 2 < 90**2
 Image.fromarray(numpy.where(disc[..., None], [230, 30, 30], [20, 30, 60]).astype("uint8")).save("photo.jpg")
 PY
     "$extra/bin/athe-export" run bundle photo.jpg
+    "$extra/bin/athe-export" run bundle --watch . --duration 1
+    refused 'pip install "athe-export[camera]"' "$extra/bin/athe-export" run bundle --camera 0
     "$extra/bin/athe-export" bench bundle
     XDG_CACHE_HOME="$work/cache-$extra" "$extra/bin/athe-export" tune bundle
     refused "pip install \"athe-export[$other]\"" "$extra/bin/athe-export" run bundle photo.jpg --target "$other"

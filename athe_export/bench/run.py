@@ -14,9 +14,10 @@ import numpy as np
 from athe_export.bench import machine
 from athe_export.bench.cold_start import cold_start
 from athe_export.bench.controls import find_controls
-from athe_export.bench.protocol import FULL, QUICK, UNSPLIT, Lap, Plan, Series, measure
+from athe_export.bench.load_pattern import FULL_POWER, QUICK_POWER, PowerPlan, RowName, Timeline, run_pattern
+from athe_export.bench.protocol import FULL, QUICK, UNSPLIT, Lap, Plan, Query, Series, measure
 from athe_export.bench.report import limits_json, ratios_json, row_json, table_of, verdict_of
-from athe_export.bench.rows import Key, keys_of, png, rows_of
+from athe_export.bench.rows import ROUTER, Key, Rows, keys_of, png, rows_of
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.dependencies import installed_version
 from athe_export.errors import GateFailed, GateInconclusive, UsageError
@@ -59,12 +60,17 @@ def bench_bundle(
     target: str = "auto",
     progress: Callable[[float], None] = lambda share: None,
     plan: Plan | None = None,
+    power: bool = False,
+    power_plan: PowerPlan | None = None,
+    power_progress: Callable[[float], None] = lambda share: None,
 ) -> BenchReport:
     """Measures every row that can be measured here, in one interleaved run, and the cold start in fresh processes.
 
     Args:
         target: one of the bundle's, or `auto`: all whose engine is here.
         plan: in place of the quick or the full one.
+        power: run a pattern of load behind it, for a power meter's log that `joined` reads.
+        power_plan: in place of the quick or the full pattern.
 
     Raises:
         BundleIntegrityError: the bundle or the controls beside it are not whole.
@@ -86,6 +92,8 @@ def bench_bundle(
         rows = rows_of(bundle, controls, why, targets, threads)
         queries = {key: row.query for key, row in rows.measured.items()} | {_FIXED_WORK: fixed_work}
         run = measure(queries, plan or (FULL if full else QUICK), progress=progress)
+        slow = power_plan or (FULL_POWER if full else QUICK_POWER)
+        timeline = _power_pattern(rows, slow, power_progress) if power else None
         after = machine.now(pinned)
         photo = png(read_golden(bundle)["images"][0])
         systems = {t: bundle.manifest.precisions(t)[0] for t in targets}
@@ -107,6 +115,7 @@ def bench_bundle(
         "cold_start_ms": first["cold_start_ms"],
         "peak_rss_mb": first["peak_rss_mb"],
         "cold_start": cold,
+        "energy": timeline and {"refused": "not joined with a log yet", "timeline": timeline.to_json()},
         "limits": limits,
         "verdict": verdict_of(limits),
         "not_run": [{"target": t, "why": w} for t, w in out.items()],
@@ -117,6 +126,16 @@ def bench_bundle(
 @functools.cache
 def _numbers() -> Any:
     return np.random.default_rng(0).integers(0, 1 << 30, 1 << 14)
+
+
+def _power_pattern(rows: Rows, plan: PowerPlan, progress: Callable[[float], None]) -> Timeline:
+    """The pattern over every row but the router alone, which no device runs for its own sake."""
+    queries: dict[RowName, Query] = {
+        (key.name, key.kind, key.target, key.precision): row.query
+        for key, row in rows.measured.items()
+        if key.kind != ROUTER
+    }
+    return run_pattern(queries, plan, progress=progress)
 
 
 def fixed_work() -> Lap:

@@ -12,6 +12,7 @@ COLUMNS = (
     *("vs dense, same precision", "vs dense fp32", "= pruning", "× quantization", "gate top-1"),
 )
 PART_COLUMNS = ("target", "row", "decode ms", "resize ms", "router ms", "branch ms", "graphs alone ms", "graphs vs dense")
+ENERGY_COLUMNS = ("target", "row", "rounds", "images", "W above idle", "J an image", "95% interval")
 COLD_COLUMNS = ("target", "precision", "numpy, Pillow ms", "import ms", "load ms", "first answer ms", "peak MB")
 NOT_MEASURED = "not measured"
 Grid = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, columns, rows
@@ -52,9 +53,38 @@ def cold_cells(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def energy_cells(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows under ENERGY_COLUMNS; none of a run that was not joined with a power meter's log."""
+    cells: list[tuple[str, ...]] = []
+    for row in (document["energy"] or {}).get("rows", ()):
+        joules = {name: f"{value:.3g}" for name, value in row["joules"].items()}
+        figures = (f"{row['watts_above_idle']:.3g}", joules["value"], f"{joules['lower']} to {joules['upper']}")
+        cells.append((row["target"], _named(row), str(row["rounds"]), f"{row['images']:,}", *figures))
+    return cells
+
+
+def _energy_lines(energy: Mapping[str, Any] | None) -> Iterator[str]:
+    if energy is None:
+        return
+    if energy["refused"]:
+        yield f"energy: {NOT_MEASURED}: {energy['refused']}"
+        return
+    log, clock, idle = energy["log"], energy["alignment"], energy["idle_w"]
+    yield (
+        f"energy: {log['file']} ({log['format']}), {log['samples']:,} samples, one every {log['interval_s']:g} s; found at "
+        f"correlation {clock['correlation']:.2f}, clock off by {clock['rate_ppm']} ppm, misfit {clock['misfit_s']:.2f} s"
+    )
+    idles = f"{idle['value']:.3g} W ({idle['lowest']:.3g} to {idle['highest']:.3g})"
+    yield f"energy is above idle, {idles}; the meter's own error is not in the interval"
+    yield from (f"energy: {note}" for note in log["notes"])
+    if skipped := log["skipped_lines"]:
+        yield f"energy: lines of the log that could not be read: {', '.join(map(str, skipped))}"
+
+
 def lines(document: Mapping[str, Any]) -> Iterator[str]:
     """What stands below the tables."""
     yield from _machine_lines(document["machine"])
+    yield from _energy_lines(document["energy"])
     accuracy = document["accuracy"]
     if accuracy["images"] is None:
         yield "accuracy: the bundle was never gated; of its speed nothing follows"
@@ -110,6 +140,8 @@ def bench_text(document: Mapping[str, Any]) -> tuple[list[Grid], list[str]]:
         ("where the time goes", PART_COLUMNS, part_cells(document)),
         ("a fresh process to its first answer", COLD_COLUMNS, cold_cells(document)),
     ]
+    if energy := energy_cells(document):
+        tables.append(("what an image takes", ENERGY_COLUMNS, energy))
     return tables, list(lines(document))
 
 

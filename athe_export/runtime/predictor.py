@@ -205,6 +205,16 @@ class Predictor:
         """
         return cls(open_bundle(Path(path)), target, precision, threads)
 
+    def check_branch(self, branch: str) -> None:
+        """
+        Raises:
+            UsageError: it is neither `auto` nor a branch of the bundle.
+        """
+        if branch != "auto" and branch not in self.graphs.branches:
+            raise UsageError(
+                f"there is no branch {branch!r}", where="--branch", remedy="use auto, " + ", ".join(self.graphs.branches)
+            )
+
     def predict(self, image: Path | str | Pixels, branch: str = "auto", top: int = 5) -> Prediction:
         """Classifies an image file, or RGB pixels uint8 [height, width, 3] of any size.
 
@@ -212,10 +222,7 @@ class Predictor:
             ImageError: the file is not a usable image.
             UsageError: there is no such branch, or the array is not RGB uint8.
         """
-        if branch != "auto" and branch not in self.graphs.branches:
-            raise UsageError(
-                f"there is no branch {branch!r}", where="--branch", remedy="use auto, " + ", ".join(self.graphs.branches)
-            )
+        self.check_branch(branch)
         notes: tuple[str, ...] = ()
         if isinstance(image, np.ndarray):
             pixels = _checked(image)

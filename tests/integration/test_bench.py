@@ -36,7 +36,7 @@ ROW = {
 }
 TOP = {
     *("bundle", "machine", "protocol", "rows", "ratios", "accuracy", "cold_start_ms", "peak_rss_mb", "cold_start"),
-    *("limits", "verdict", "not_run"),
+    *("energy", "limits", "verdict", "not_run"),
 }
 
 

@@ -167,6 +167,7 @@ def test_doctor_names_every_package_and_job(monkeypatch: pytest.MonkeyPatch, tmp
     assert {j["job"] for j in document["jobs"]} == {
         "run and verify bundles with LiteRT",
         "run and verify bundles with ONNX Runtime",
+        "classify camera frames",
         "build bundles",
         "train checkpoints",
     }

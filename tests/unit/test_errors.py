@@ -14,6 +14,7 @@ CONTRACT = {
     "ImageError": 2,
     "CheckpointError": 2,
     "CalibrationError": 2,
+    "PowerLogError": 2,
     "GateFailed": 3,
     "GateInconclusive": 4,
     "BundleIntegrityError": 5,

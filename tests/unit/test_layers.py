@@ -21,6 +21,7 @@ ALLOWED = {
     "parity": {"errors", "preprocessing", "bundle", "runtime", "data"},
     "report": {"bundle", "parity"},
     "bench": {"errors", "preprocessing", "bundle", "runtime", "dependencies"},
+    "live": {"errors", "preprocessing", "runtime", "dependencies"},
     "precision": {"errors", "preprocessing", "runtime", "data", "parity", "bench"},
     "deploy": {"errors", "bundle", "runtime", "bench"},
     "recipe": {"errors", "schema", "recipe_checks", "train_spec"},
@@ -79,7 +80,7 @@ def test_torch_is_imported_only_where_it_is_admitted(path: Path) -> None:
         assert not {name.split(".")[0] for name in imports(path)} & TORCH
 
 
-@pytest.mark.parametrize("part", ["runtime", "bundle", "parity", "bench", "preprocessing", "errors"])
+@pytest.mark.parametrize("part", ["runtime", "bundle", "parity", "bench", "live", "preprocessing", "errors"])
 def test_the_device_needs_numpy_pillow_and_its_engine_alone(part: str) -> None:
     import sys
 
@@ -88,6 +89,8 @@ def test_the_device_needs_numpy_pillow_and_its_engine_alone(part: str) -> None:
         used.discard("filelock")  # the writer's; reading needs the standard library alone
     if part == "bench":
         used.discard("platformdirs")  # where tune remembers; run does without
+    if part == "live":
+        used.discard("cv2")  # of --camera alone
     assert used - set(sys.stdlib_module_names) - {"athe_export"} <= DEVICE_MAY
 
 
