@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-GROWTH = 0.02  # a row may cost so much more than in the baseline
+GROWTH = 2  # a row may cost so many percent more than in the baseline
 Counts = dict[str, int]
 Baseline = dict[str, dict[str, Counts]]
 
@@ -30,7 +30,7 @@ class Compared:
 
     @property
     def failed(self) -> bool:
-        return self.growth is not None and self.growth > GROWTH
+        return self.before is not None and self.now is not None and 100 * self.now > (100 + GROWTH) * self.before
 
     @property
     def undecided(self) -> bool:
@@ -38,7 +38,7 @@ class Compared:
 
     def said(self) -> str:
         if self.before is None:
-            return f"{self.engine} {self.row}: no baseline of this version"
+            return f"{self.engine} {self.row}: {self.now:,} instructions, no baseline of this version"
         if self.growth is None:
             return f"{self.engine} {self.row}: in the baseline, and not counted"
         return f"{self.engine} {self.row}: {self.before:,} to {self.now:,} instructions, {self.growth:+.2%}"

@@ -7,8 +7,8 @@ LAND is what scripts/pi/setup.sh made with this project's wheel among its requir
 there, and --extra the one engine that it may hold. Beyond the bundle's own tolerance
 
 - every fp32 graph answers within 1e-5 of its golden outputs,
-- the int8 graphs that were measured to be equal bit for bit are equal here too, where the golden outputs come from a processor
-  such as they were measured with: x86 with VNNI,
+- the int8 graphs that were measured to be equal bit for bit are equal here too, where the golden outputs come from a
+  processor such as they were measured with: x86 with VNNI,
 - a photo gets the label and the branch that it gets on this machine.
 
 Ends with 3 where one of these does not hold, with 1 where the program does not run, with 7 where there is no user land.
@@ -30,8 +30,8 @@ from land import Land, died, open_land, stop
 from PIL import Image
 
 FP32 = 1e-5
-# int8 graphs by bundle whose golden outputs the emulated processor gives bit for bit. The others differ where the last bit of a
-# float op tips a rounding; see docs/decisions/0007-int8-on-the-pi.md.
+# int8 graphs by bundle whose golden outputs the emulated processor gives bit for bit. The others differ where the last bit
+# of a float op tips a rounding; see docs/decisions/0007-int8-on-the-pi.md.
 BIT_EQUAL = {
     "quickstart": ("onnx simple int8", "litert simple int8"),
     "tiny": ("onnx simple int8", "onnx complex int8"),
@@ -96,13 +96,21 @@ def check_photo(land: Land, site: Path, bundle: Path, target: str) -> list[str]:
         (wanted,) = here(bundle, image, target)["results"]
     print(f"  run, {target}: {there['label']} at {there['probability']:.3f}, branch {there['branch']}")
     same = all(there[key] == wanted[key] for key in ("label", "branch"))
-    return [] if same else [f"{target}: the photo is {there['label']} by {there['branch']}, here {wanted['label']} by {wanted['branch']}"]
+    return (
+        []
+        if same
+        else [f"{target}: the photo is {there['label']} by {there['branch']}, here {wanted['label']} by {wanted['branch']}"]
+    )
 
 
 def thin(land: Land, site: Path, extra: str | None) -> list[str]:
     """Packages that can be imported in the guest and should not be there."""
     unwanted = ["torch", *(m for target, m in MODULES.items() if extra is not None and target != extra)]
-    return [f"{m} is installed: this is no thin install" for m in unwanted if not land.run("-c", f"import {m}", site=site).returncode]
+    return [
+        f"{m} is installed: this is no thin install"
+        for m in unwanted
+        if not land.run("-c", f"import {m}", site=site).returncode
+    ]
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ python scripts/pi/count_instructions.py DIR BUNDLE|GRAPH.onnx|GRAPH.tflite... [-
 python scripts/pi/count_instructions.py DIR BUNDLE --baseline scripts/pi/instructions.json [--update]
 
 DIR is what scripts/pi/setup.sh made. Of a bundle, every graph is counted, and of each target one routed image a branch, from
-pixels to label; its user land needs this project's wheel too. Each runs in a process of its own, on one thread, warmed up, on
-a fixed input; the inference between two marks is counted. That is done --runs times; the least count stands, and `spread` is
-how much more the largest was: 0 means that it repeats to the instruction. The output is held against this machine's.
+pixels to label; its user land needs this project's wheel too. Each runs in a process of its own, on one thread, warmed up,
+on a fixed input; the inference between two marks is counted. That is done --runs times; the least count stands, and `spread`
+is how much more the largest was: 0 means that it repeats to the instruction. The output is held against this machine's.
 
 With --baseline, the counts are held against those in the file of the same bundle and version of the engine. It ends with 3
 where one has grown by more than 2% or a graph's does not repeat, with 4 where one has no baseline; --update writes them.
@@ -15,8 +15,8 @@ where one has grown by more than 2% or a graph's does not repeat, with 4 where o
 vector pipes, load, store, three instructions a cycle), with the pipe slots of LLVM's model of the core. Memory, latencies
 and dependencies are not in it.
 
-Ends with 7 where the emulator or the user land is missing, with 1 where something does not run in the guest; there is no other
-number to fall back to.
+Ends with 7 where the emulator or the user land is missing, with 1 where something does not run in the guest; there is no
+other number to fall back to.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def in_guest(land: Land, subject: Subject, folder: Path, seed: int) -> tuple[dic
     if found is None:
         stop(1, f"the guest ran {subject.name} and the counter saw no mark; make {land.folder} anew: scripts/pi/setup.sh")
     if found["not_on_pi"]:
-        stop(1, f"{subject.name}: {found['not_on_pi']} instructions that a Raspberry Pi 4 does not have; the count means nothing")
+        stop(
+            1,
+            f"{subject.name}: {found['not_on_pi']} instructions that a Raspberry Pi 4 does not have; this means nothing",
+        )
     return found, np.load(output)
 
 

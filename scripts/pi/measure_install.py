@@ -2,9 +2,10 @@
 
 python scripts/pi/measure_install.py WHEELS
 
-WHEELS is a folder of wheels, all that `LAND/pip download -d WHEELS REQUIREMENT` brings, LAND from scripts/pi/setup.sh. MB are
-10^6 bytes, MiB 2^20. Ends with 3 where something in there has to be compiled, belongs to the build extra, or the files exceed
-150 MiB. Bytecode is not in the figure: pip writes it for every file unless told --no-compile, Python for what it imports.
+WHEELS is a folder of wheels, all that `LAND/pip download -d WHEELS REQUIREMENT` brings, LAND from scripts/pi/setup.sh. MB
+are 10^6 bytes, MiB 2^20. Ends with 3 where something in there has to be compiled, belongs to the build extra, or the files
+exceed 150 MiB. Bytecode is not in the figure: pip writes it for every file unless told --no-compile, Python for what it
+imports.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ import zipfile
 from pathlib import Path
 
 LIMIT = 150 * 2**20
-BUILD_ONLY = ("torch", "onnx", "onnxsim", "litert_torch", "litert_converter", "ai_edge_quantizer", "torchao", "safetensors", "jax")
+BUILD_ONLY = (
+    "torch",
+    "onnx",
+    "onnxsim",
+    "litert_torch",
+    "litert_converter",
+    "ai_edge_quantizer",
+    "torchao",
+    "safetensors",
+    "jax",
+)
 
 
 def unpacked(wheel: Path) -> int:
@@ -41,10 +52,11 @@ def main() -> None:
         print(__doc__, file=sys.stderr)
         sys.exit(2)
     downloaded, sizes, wrong = measure(Path(sys.argv[1]))
-    total = sum(sizes.values())
+    files = sum(sizes.values())
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:5]
-    print(f"  {len(sizes)} wheels, {downloaded / 1e6:.1f} MB to download, {total / 1e6:.1f} MB ({total / 2**20:.1f} MiB) of files:")
-    print("  " + ", ".join(f"{name} {size / 1e6:.1f}" for name, size in largest) + " MB, and small ones; no torch")
+    print(f"  {len(sizes)} wheels, {downloaded / 1e6:.1f} MB to download")
+    print(f"  {files / 1e6:.1f} MB ({files / 2**20:.1f} MiB) of files")
+    print("  of which " + ", ".join(f"{name} {size / 1e6:.1f}" for name, size in largest) + " MB, and small ones; no torch")
     for line in wrong:
         print(f"measure_install.py: {line}", file=sys.stderr)
     sys.exit(3 if wrong else 0)
