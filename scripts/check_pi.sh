@@ -22,29 +22,28 @@ export PYTHON
 "$PYTHON" -m build --wheel --no-isolation --outdir "$work" . >"$work/build.log" || { cat "$work/build.log"; exit 1; }
 wheel=$(ls "$work"/*.whl)
 
-not_run() {
-    cat >&2 <<'END'
+or_not_run() { # or_not_run WHAT COMMAND...: where it ends with 7, says so and ends
+    local what=$1 code=0
+    shift
+    "$@" || code=$?
+    if [ "$code" = 7 ]; then
+        cat >&2 <<END
 ********************************************************************************
-*  NOT RUN: the emulated Raspberry Pi 4. Nothing is known of this checkout on   *
-*  a Cortex-A72. On a Debian host with the network of its package mirrors:      *
-*      sudo apt-get install qemu-user mmdebstrap gcc                            *
-*      make demo && scripts/check_pi.sh artifacts/bundles/quickstart            *
+   NOT RUN: $what
+   To run it, on Debian 12 with its package mirrors at hand:
+       sudo apt-get install qemu-user mmdebstrap gcc
+       make pi
 ********************************************************************************
 END
-    exit 7
-}
-
-set_up() { # set_up SUITE: the user land with the wheel and both engines, for counting and the oldest bundle
-    local code=0
-    scripts/pi/setup.sh "$lands/$1" "$1" "$wheel[litert,onnx]" || code=$?
-    [ "$code" != 7 ] || not_run
-    return "$code"
+    fi
+    [ "$code" = 0 ] || exit "$code"
 }
 
 for suite in bookworm trixie; do
     echo "== Raspberry Pi 4, emulated, $suite"
-    set_up "$suite"
     land=$lands/$suite
+    or_not_run "the emulated Raspberry Pi 4. Nothing is known of this checkout on a Cortex-A72." \
+        scripts/pi/setup.sh "$land" "$suite" "$wheel[litert,onnx]"
     scripts/pi/check_cpu_model.sh "$land"
     for extra in litert onnx; do
         echo "-- $suite, athe-export[$extra] alone"
@@ -59,4 +58,5 @@ for suite in bookworm trixie; do
     "$PYTHON" scripts/pi/check_bundle.py "$land" tests/bundles/v1/tiny
 done
 echo "== instructions, bookworm"
-"$PYTHON" scripts/pi/count_instructions.py "$lands/bookworm" "$bundle" --baseline scripts/pi/instructions.json
+or_not_run "instruction counts. What stands above was run." \
+    "$PYTHON" scripts/pi/count_instructions.py "$lands/bookworm" "$bundle" --baseline scripts/pi/instructions.json

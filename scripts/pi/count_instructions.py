@@ -217,6 +217,8 @@ def main() -> None:
         except ValueError as err:
             stop(2, str(err))
     land = open_land(args.land)
+    if not (land.folder / "instruction_counter.so").exists():
+        stop(7, f"not run: {land.folder} has no counter that qemu loads; scripts/pi/setup.sh said why when it was made")
     rows = []
     for subject in subjects:
         print(f"{subject.name} {subject.target} …", file=sys.stderr, flush=True)
