@@ -1,9 +1,10 @@
 # make demo: install and build the quickstart bundle · make test: install and run the tests · make lint: ruff and mypy
+# make thin: installs without torch · make pi: the quickstart on an emulated Raspberry Pi 4
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint thin
+.PHONY: demo test lint thin pi
 
 demo: .venv/.installed
 	$(BIN)/athe-export build recipes/quickstart.yaml
@@ -20,6 +21,10 @@ lint: .venv/.installed
 # or older than its recipe.
 thin: .venv/.installed artifacts/bundles/quickstart/manifest.json
 	PYTHON=$(PYTHON) scripts/check_thin_install.sh artifacts/bundles/quickstart
+
+# what .ci/run does too; needs a Debian host, as root where qemu is not installed yet
+pi: .venv/.installed artifacts/bundles/quickstart/manifest.json
+	scripts/check_pi.sh artifacts/bundles/quickstart
 
 artifacts/bundles/quickstart/manifest.json: recipes/quickstart.yaml
 	$(MAKE) demo

@@ -45,6 +45,8 @@ def recipes_copy(
 
     copied = copy_recipe(name, folder)
     if as_json:
-        console.print_json({"copied": [str(p) for p in copied]})
-    else:
-        console.say("\n".join(map(str, copied)) + f"\nnext: athe-export build {copied[0]}")
+        console.print_json({"copied": [str(p) for p in copied.files], "absent": [str(p) for p in copied.absent]})
+        return
+    absent = [f"not in this package: {p}; take it from a checkout of athe-export, or train it" for p in copied.absent]
+    verb = "train" if absent else "build"
+    console.say("\n".join([*map(str, copied.files), *absent, f"next: athe-export {verb} {copied.files[0]}"]))

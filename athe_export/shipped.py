@@ -22,6 +22,14 @@ class ShippedRecipe:
         return self.path.stem
 
 
+@dataclass(frozen=True)
+class Copied:
+    """Files that were copied, the recipe first, and those that it names and the package does not hold, as they would lie."""
+
+    files: tuple[Path, ...]
+    absent: tuple[Path, ...]
+
+
 def root() -> Path:
     """The folder that holds recipes/, calibration/ and artifacts/: inside the wheel, or the checkout itself."""
     packaged = Path(__file__).parent / "shipped"
@@ -33,8 +41,10 @@ def shipped_recipes() -> tuple[ShippedRecipe, ...]:
     return tuple(ShippedRecipe(p, p.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")) for p in found)
 
 
-def copy_recipe(name: str, folder: Path) -> tuple[Path, ...]:
+def copy_recipe(name: str, folder: Path) -> Copied:
     """Copies a recipe, its calibration set and its checkpoint below `folder`, laid out as the recipe's paths expect.
+
+    A checkpoint that is not trained yet, or too large to travel in the wheel, is named in `absent`.
 
     Raises:
         UsageError: no such recipe.
@@ -44,15 +54,16 @@ def copy_recipe(name: str, folder: Path) -> tuple[Path, ...]:
     if name not in recipes:
         raise UsageError(f"there is no shipped recipe {name!r}", remedy="choose one of: " + ", ".join(recipes))
     file = load_recipe(recipes[name].path)
-    sources = [file.path, *(p for p in map(file.resolve, _named_files(file.recipe)) if p.exists())]
-    pairs = [(source, folder / source.relative_to(root().resolve())) for source in sources]
+    sources = [file.path, *map(file.resolve, _named_files(file.recipe))]
+    copies = {source: folder / source.relative_to(root().resolve()) for source in sources}
+    pairs = [(source, copy) for source, copy in copies.items() if source.exists()]
     for _, copy in pairs:
         if copy.exists():
             raise EnvironmentFailure("is there already; it is not overwritten", where=str(copy), remedy="copy elsewhere")
     for source, copy in pairs:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
-    return tuple(copy for _, copy in pairs)
+    return Copied(tuple(copy for _, copy in pairs), tuple(c for source, c in copies.items() if not source.exists()))
 
 
 def _named_files(recipe: Recipe) -> list[str]:

@@ -1,17 +1,22 @@
-"""What graphs cost on a Raspberry Pi 4: instructions that one inference executes on the emulated Cortex-A72.
+"""What inferences cost on a Raspberry Pi 4: instructions that one executes on the emulated Cortex-A72.
 
-python scripts/pi/count_instructions.py DIR GRAPH.onnx|GRAPH.tflite... [--runs 2] [--seed 0] [--json]
+python scripts/pi/count_instructions.py DIR BUNDLE|GRAPH.onnx|GRAPH.tflite... [--runs 2] [--seed 0] [--json]
+python scripts/pi/count_instructions.py DIR BUNDLE --baseline scripts/pi/instructions.json [--update]
 
-DIR is what scripts/pi/setup.sh made. Each graph runs in a process of its own, on one thread, warmed up, on a fixed input;
-the inference between two marks is counted. That is done --runs times; the least count stands, and `spread` is how much more
-the largest was: 0 means that it repeats to the instruction. The output is held against this machine's, bit for bit.
+DIR is what scripts/pi/setup.sh made. Of a bundle, every graph is counted, and of each target one routed image a branch, from
+pixels to label; its user land needs this project's wheel too. Each runs in a process of its own, on one thread, warmed up,
+on a fixed input; the inference between two marks is counted. That is done --runs times; the least count stands, and `spread`
+is how much more the largest was: 0 means that it repeats to the instruction. The output is held against this machine's.
+
+With --baseline, the counts are held against those in the file of the same bundle and version of the engine. It ends with 3
+where one has grown by more than 2% or a graph's does not repeat, with 4 where one has no baseline; --update writes them.
 
 `least cycles` is a bound, not a time: what the busiest of the A72's parts would need if nothing else ever waited (its two
 vector pipes, load, store, three instructions a cycle), with the pipe slots of LLVM's model of the core. Memory, latencies
 and dependencies are not in it.
 
-Ends with 7 where the emulator or the user land is missing, or a graph does not run in the guest; there is no other number
-to fall back to.
+Ends with 7 where the emulator or the user land is missing, with 1 where something does not run in the guest; there is no
+other number to fall back to.
 """
 
 from __future__ import annotations
@@ -19,75 +24,97 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
-import signal
+import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
+from baseline import Counts, compare, read_baseline, write_baseline
+from land import Land, died, open_land, stop
 
 RUN_GRAPH = Path(__file__).with_name("run_graph.py")
+ROUTED_IMAGE = Path(__file__).with_name("routed_image.py")
 CLASSES = ("int_mul", "int_simd", "float", "load_store", "branch", "other")
-ENGINES = {".onnx": "onnxruntime", ".tflite": "ai-edge-litert"}
+ENGINES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}
+TARGETS = {".onnx": "onnx", ".tflite": "litert"}
 
 
-def stop(code: int, message: str) -> NoReturn:
-    print(f"count_instructions.py: {message}", file=sys.stderr)
-    sys.exit(code)
+@dataclass(frozen=True)
+class Subject:
+    """What is counted: a graph file, or a branch of a bundle for one routed image."""
+
+    name: str
+    target: str
+    file: Path
+    branch: str | None = None
+
+    def command(self, folder: Path, output: Path, seed: int) -> list[object]:
+        """Script and arguments; the inputs of a graph are drawn once, into the folder."""
+        if self.branch is not None:
+            return [ROUTED_IMAGE, self.file, self.target, self.branch, output]
+        return [RUN_GRAPH, self.file, folder / "inputs.npz", output, "--seed", seed]
+
+    @property
+    def bytes(self) -> int | None:
+        return None if self.branch else self.file.stat().st_size
 
 
-def open_land(folder: Path) -> dict[str, Any]:
-    """What setup.sh wrote last."""
-    if shutil.which("qemu-aarch64") is None:
-        stop(7, "not run: qemu-aarch64 is not installed; on Debian, as root: apt-get install qemu-user")
+def subjects_of(path: Path) -> list[Subject]:
+    """Of a graph itself; of a bundle every graph, and one routed image a target and branch."""
+    path = path.resolve()
+    if path.suffix in TARGETS and path.is_file():
+        return [Subject(path.name, TARGETS[path.suffix], path)]
     try:
-        found: dict[str, Any] = json.loads((folder / "land.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError):
-        stop(7, f"not run: {folder} holds no whole user land; make one: scripts/pi/setup.sh {folder}")
-    return found
+        stop(2, f"{path} is neither a bundle nor a file that ends in .onnx or .tflite")
+    graphs = manifest["graphs"]
+    found = [Subject(f"{g['role']} {g['precision']}", g["target"], path / g["file"]) for g in graphs]
+    targets = dict.fromkeys(g["target"] for g in graphs)
+    branches = [b["name"] for b in manifest["branches"]] if manifest["router"] else []
+    return found + [Subject(f"routed {b}", t, path, b) for t in targets for b in branches]
 
 
-def died(child: subprocess.CompletedProcess[str]) -> str:
-    """Why a process ended, in words. qemu passes the guest's signal on; as a shell's code it is 128 more."""
-    code = child.returncode
-    try:
-        return f"killed by {signal.Signals(-code if code < 0 else code - 128).name}"
-    except ValueError:
-        return (child.stderr.strip().splitlines() or [f"exit code {code}"])[-1]
-
-
-def in_guest(land: Path, graph: Path, inputs: Path, folder: Path, seed: int) -> tuple[dict[str, int], np.ndarray]:
+def in_guest(land: Land, subject: Subject, folder: Path, seed: int) -> tuple[dict[str, int], np.ndarray]:
     """Counts of the marked inference, and its output."""
     counts, output = folder / "counts.jsonl", folder / "guest.npy"
     counts.unlink(missing_ok=True)
-    command = ["env", f"COUNTS={counts}", land / "pi", RUN_GRAPH, graph.resolve(), inputs, output, "--seed", seed]
-    child = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    child = land.run(*subject.command(folder, output, seed), counts=counts)
     if child.returncode:
-        stop(7, f"{graph} does not run in the guest: {died(child)}")
-    marks = [json.loads(line) for line in counts.read_text().splitlines()]
-    found = next((m for m in marks if m.pop("tag") == 2), None)
+        stop(1, f"{subject.name} of {subject.file} does not run in the guest: {died(child)}")
+    found = last_mark(counts.read_text())
     if found is None:
-        stop(7, f"the guest ran {graph} and the counter saw no mark; make the user land anew: scripts/pi/setup.sh {land}")
+        stop(1, f"the guest ran {subject.name} and the counter saw no mark; make {land.folder} anew: scripts/pi/setup.sh")
     if found["not_on_pi"]:
-        stop(7, f"{graph}: {found['not_on_pi']} instructions that a Raspberry Pi 4 does not have; this count means nothing")
+        stop(
+            1,
+            f"{subject.name}: {found['not_on_pi']} instructions that a Raspberry Pi 4 does not have; this means nothing",
+        )
     return found, np.load(output)
 
 
-def on_this_machine(graph: Path, inputs: Path, folder: Path, seed: int) -> np.ndarray | str:
+def last_mark(lines: str) -> dict[str, int] | None:
+    """The counts between the two marks, as the counter writes them: a line a mark, each since the mark before."""
+    marks = [json.loads(line) for line in lines.splitlines()]
+    return next(({k: n for k, n in m.items() if k != "tag"} for m in marks if m["tag"] == 2), None)
+
+
+def on_this_machine(subject: Subject, folder: Path, seed: int) -> np.ndarray | str:
     """The output here, or why there is none."""
     output = folder / "here.npy"
-    command = ["env", "ORT_DISABLE_TELEMETRY=1", sys.executable, RUN_GRAPH, graph, inputs, output, "--seed", seed]
-    child = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    command = [sys.executable, *map(str, subject.command(folder, output, seed))]
+    child = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"})
     if child.returncode:
         return f"not compared: {died(child)}"
     result: np.ndarray = np.load(output)
     return result
 
 
-def compare(guest: np.ndarray, here: np.ndarray | str) -> str:
+def against(guest: np.ndarray, here: np.ndarray | str) -> str:
     if isinstance(here, str):
         return here
     if guest.tobytes() == here.tobytes():
@@ -101,40 +128,42 @@ def least_cycles(n: dict[str, int]) -> float:
     return max(n["f0"], n["f1"], both, n["loads"], n["stores"], n["instructions"] / 3)
 
 
-def measure(land: Path, graph: Path, runs: int, seed: int) -> dict[str, Any]:
+def measure(land: Land, subject: Subject, runs: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inputs = folder / "inputs.npz"
-        here = on_this_machine(graph, inputs, folder, seed)
-        found = [in_guest(land, graph, inputs, folder, seed) for _ in range(runs)]
+        here = on_this_machine(subject, folder, seed)
+        found = [in_guest(land, subject, folder, seed) for _ in range(runs)]
     counts, output = min(found, key=lambda pair: pair[0]["instructions"])
     if any(o.tobytes() != output.tobytes() for _, o in found):
-        stop(7, f"{graph} gives another output each time in the guest")
+        stop(1, f"{subject.name} gives another output each time in the guest")
     if not np.isfinite(output).all():
-        stop(7, f"{graph} gives values in the guest that are not finite")
+        stop(1, f"{subject.name} gives values in the guest that are not finite")
+    engine = ENGINES[subject.target]
     return {
-        "graph": graph.name,
-        "engine": ENGINES[graph.suffix],
-        "bytes": graph.stat().st_size,
+        "graph": subject.name,
+        "engine": f"{engine} {land.about['packages'][engine]}",
+        "routed": subject.branch is not None,
+        "bytes": subject.bytes,
         "instructions": counts["instructions"],
         "spread": max(c["instructions"] for c, _ in found) - counts["instructions"],
         "classes": {k: counts[k] for k in CLASSES},
         "pipe_slots": {k: counts[k] for k in ("f0", "f1", "either", "loads", "stores")},
         "least_cycles": round(least_cycles(counts)),
         "output_sha256": hashlib.sha256(output.tobytes()).hexdigest(),
-        "this_machine": compare(output, here),
+        "this_machine": against(output, here),
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; millions, and ratios to the first row."""
     first = rows[0]
-    lines = ["| graph | KB | M instructions | ratio | int mul | int SIMD | float | load, store | other | spread |"]
+    lines = ["| engine | graph | KB | M instructions | ratio | int mul | int SIMD | float | load, store | other | spread |"]
     lines[0] += " least M cycles | ratio | output here |"
-    lines.append("|---" * 13 + "|")
+    lines.append("|---" * 14 + "|")
     for row in rows:
         c = {k: v / 1e6 for k, v in row["classes"].items()}
-        cells = [row["graph"], f"{row['bytes'] / 1e3:.0f}", f"{row['instructions'] / 1e6:.1f}"]
+        size = "" if row["bytes"] is None else f"{row['bytes'] / 1e3:.0f}"
+        cells = [row["engine"], row["graph"], size, f"{row['instructions'] / 1e6:.1f}"]
         cells += [f"{row['instructions'] / first['instructions']:.2f}"]
         cells += [f"{c[k]:.1f}" for k in CLASSES[:4]] + [f"{c['branch'] + c['other']:.1f}", str(row["spread"])]
         cells += [f"{row['least_cycles'] / 1e6:.1f}", f"{row['least_cycles'] / first['least_cycles']:.2f}"]
@@ -142,23 +171,64 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def counted(rows: list[dict[str, Any]]) -> dict[str, Counts]:
+    """Instructions by engine with its version, and row."""
+    found: dict[str, Counts] = {}
+    for row in rows:
+        found.setdefault(row["engine"], {})[row["graph"]] = row["instructions"]
+    return found
+
+
+def hold_against(path: Path, bundle: str, rows: list[dict[str, Any]]) -> int:
+    """Says how each row stands to the baseline; the exit code."""
+    compared = compare(read_baseline(path), bundle, counted(rows))
+    restless = [row for row in rows if row["spread"] and not row["routed"]]
+    for row in compared:
+        print(("FAIL " if row.failed else "no baseline " if row.undecided else "ok ") + row.said(), file=sys.stderr)
+    for row in restless:
+        print(f"FAIL {row['engine']} {row['graph']}: two runs differ by {row['spread']} instructions", file=sys.stderr)
+    if any(row.failed for row in compared) or restless:
+        print("instructions have grown by more than 2%, or do not repeat; if that is meant, --update", file=sys.stderr)
+        return 3
+    if any(row.undecided for row in compared):
+        print(f"not all could be held against {path}: count this version there too, with --update", file=sys.stderr)
+        return 4
+    return 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("land", type=Path, metavar="DIR")
-    parser.add_argument("graphs", type=Path, nargs="+", metavar="GRAPH")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="BUNDLE|GRAPH")
     parser.add_argument("--runs", type=int, default=2, help="processes a graph is counted in")
     parser.add_argument("--seed", type=int, default=0, help="of the input, which is noise")
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="hold the counts of one bundle against this file")
+    parser.add_argument("--update", action="store_true", help="write them into the baseline in place of that")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    for graph in args.graphs:
-        if graph.suffix not in ENGINES or not graph.is_file():
-            stop(2, f"{graph} is not a file that ends in .onnx or .tflite")
+    if args.update and args.baseline is None:
+        parser.error("--update writes into a baseline: add --baseline FILE")
+    if args.baseline is not None and len(args.paths) > 1:
+        parser.error("a baseline is of one bundle: give one")
+    subjects = [s for path in args.paths for s in subjects_of(path)]
+    if args.baseline is not None:
+        try:
+            baseline = read_baseline(args.baseline)
+        except ValueError as err:
+            stop(2, str(err))
     land = open_land(args.land)
+    if not (land.folder / "instruction_counter.so").exists():
+        stop(7, f"not run: {land.folder} has no counter that qemu loads; scripts/pi/setup.sh said why when it was made")
     rows = []
-    for graph in args.graphs:
-        print(f"{graph.name} …", file=sys.stderr, flush=True)
-        rows.append(measure(args.land.resolve(), graph, max(1, args.runs), args.seed))
-    print(json.dumps({"land": land, "rows": rows}, indent=2) if args.json else table(rows))
+    for subject in subjects:
+        print(f"{subject.name} {subject.target} …", file=sys.stderr, flush=True)
+        rows.append(measure(land, subject, max(1, args.runs), args.seed))
+    print(json.dumps({"land": land.about, "rows": rows}, indent=2) if args.json else table(rows))
+    if args.baseline is not None:
+        name = args.paths[0].resolve().name
+        if args.update:
+            write_baseline(args.baseline, baseline, name, counted(rows))
+        sys.exit(hold_against(args.baseline, name, rows))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,15 @@ def test_a_copied_recipe_has_its_calibration_set_and_checkpoint_beside_it(instal
     assert all(listing(ROOT / Path(name).parent)[Path(name).name] == digest for name, digest in copied.items())
 
 
+def test_the_wheel_leaves_out_the_full_size_checkpoint_and_a_copy_says_so(installed: Path, tmp_path: Path) -> None:
+    program = installed / "bin" / "athe-export"
+    found = json.loads(output_of(program, "recipes", "copy", "deit_tiny_cifar100", ".", "--json", cwd=tmp_path))
+    assert found["absent"] == ["artifacts/checkpoints/athe_deit_tiny_cifar100.safetensors"]
+    assert set(listing(tmp_path)) == set(found["copied"]) and (ROOT / found["absent"][0]).exists()
+    said = output_of(program, "recipes", "copy", "deit_tiny_cifar100", "again", cwd=tmp_path)
+    assert "not in this package" in said and "athe-export train" in said
+
+
 def test_the_wheel_states_its_version_licence_and_extras_and_needs_no_torch(installed: Path, tmp_path: Path) -> None:
     code = "import json, importlib.metadata as m; print(json.dumps(m.metadata('athe-export').json))"
     found = json.loads(output_of(installed / "bin" / "python", "-c", code, cwd=tmp_path))

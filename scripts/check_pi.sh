@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# usage: check_pi.sh BUNDLE [FOLDER]: this checkout and a bundle of both targets on an emulated Raspberry Pi 4, under Debian
+# bookworm (Python 3.11) and trixie (Python 3.13). For each release it
+# - makes the user land, and shows with a control that its processor is a Cortex-A72 and nothing newer;
+# - for each engine takes the wheel built from this checkout with that extra alone, says what it weighs, verifies and runs the
+#   bundle with it, and holds the answers to more than verify does (scripts/pi/check_bundle.py);
+# - verifies the oldest bundle that is kept.
+# Then it counts the instructions of every graph and of a routed image, and holds them against scripts/pi/instructions.json.
+# The user lands are thrown away, or stay in FOLDER. Ends with 7, and says so, where qemu or Debian's packages cannot be had.
+set -euo pipefail
+if [ ! -f "${1:-}/manifest.json" ]; then
+    echo "there is no bundle at '${1:-}': make demo builds artifacts/bundles/quickstart" >&2
+    exit 2
+fi
+bundle=$(realpath "$1")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+lands=$(realpath -m "${2:-$work/lands}")
+cd "$(dirname "$0")/.."
+PYTHON=$PWD/.venv/bin/python
+export PYTHON
+"$PYTHON" -m build --wheel --no-isolation --outdir "$work" . >"$work/build.log" || { cat "$work/build.log"; exit 1; }
+wheel=$(ls "$work"/*.whl)
+
+or_not_run() { # or_not_run WHAT COMMAND...: where it ends with 7, says so and ends
+    local what=$1 code=0
+    shift
+    "$@" || code=$?
+    if [ "$code" = 7 ]; then
+        cat >&2 <<END
+********************************************************************************
+   NOT RUN: $what
+   To run it, on Debian 12 with its package mirrors at hand:
+       sudo apt-get install qemu-user mmdebstrap gcc
+       make pi
+********************************************************************************
+END
+    fi
+    [ "$code" = 0 ] || exit "$code"
+}
+
+for suite in bookworm trixie; do
+    echo "== Raspberry Pi 4, emulated, $suite"
+    land=$lands/$suite
+    or_not_run "the emulated Raspberry Pi 4. Nothing is known of this checkout on a Cortex-A72." \
+        scripts/pi/setup.sh "$land" "$suite" "$wheel[litert,onnx]"
+    scripts/pi/check_cpu_model.sh "$land"
+    for extra in litert onnx; do
+        echo "-- $suite, athe-export[$extra] alone"
+        "$land/pip" download -d "$work/$suite-$extra" -c scripts/constraints.txt "$wheel[$extra]" 2>"$work/pip.log" ||
+            { cat "$work/pip.log" >&2; exit 1; }
+        "$PYTHON" scripts/pi/measure_install.py "$work/$suite-$extra"
+        "$land/pip" install --no-deps --target "$work/site-$suite-$extra" "$work/$suite-$extra"/*.whl 2>"$work/pip.log" ||
+            { cat "$work/pip.log" >&2; exit 1; }
+        "$PYTHON" scripts/pi/check_bundle.py "$land" "$bundle" --site "$work/site-$suite-$extra" --extra "$extra"
+    done
+    echo "-- $suite, the oldest bundle"
+    "$PYTHON" scripts/pi/check_bundle.py "$land" tests/bundles/v1/tiny
+done
+echo "== instructions, bookworm"
+or_not_run "instruction counts. What stands above was run." \
+    "$PYTHON" scripts/pi/count_instructions.py "$lands/bookworm" "$bundle" --baseline scripts/pi/instructions.json
