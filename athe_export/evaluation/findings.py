@@ -150,8 +150,8 @@ def _worth(document: Mapping[str, Any]) -> Iterator[Finding]:
         yield (
             NOTE,
             f"A quick evaluation: the first {document['images']['all']['images']} images, "
-            f"{document['images']['robustness']['images']} of them corrupted, few queries a run, and small gates for what had "
-            "to be built. Intervals are wide; nothing of it is a result to quote.",
+            f"{document['images']['robustness']['images']} of them corrupted, few queries a run, and small gates for what "
+            "had to be built. Intervals are wide; nothing of it is a result to quote.",
         )
     for recipe in document["recipes"]:
         if recipe["verdict"] == "not_gated":

@@ -129,9 +129,8 @@ def _robustness(document: Document) -> str:
 
 def _plots(drawn: Sequence[str]) -> str:
     """Drawings beside each other where there is room."""
-    return (
-        '<div class="plots">' + "".join(f'<figure class="plot">{svg}</figure>' for svg in drawn) + "</div>" if drawn else ""
-    )
+    figures = "".join(f'<figure class="plot">{svg}</figure>' for svg in drawn)
+    return f'<div class="plots">{figures}</div>' if figures else ""
 
 
 def _examples(document: Document, thumbnails: Mapping[int, bytes]) -> str:

@@ -182,10 +182,12 @@ def _subset(
     bundles: Sequence[RecipeBundle], dense: str | None, ids: Ids, plan: EvaluationPlan
 ) -> tuple[BalancedSubset | None, str | None]:
     """The balanced subset, or why there is none."""
-    judge = next((b for b in bundles if b.name == dense), None)
-    reference = judge.reference() if judge else None
-    if judge is None or reference is None:
+    judge = next((b for b in bundles if b.name == dense and b.trained), None)
+    if judge is None:
         return None, "there is no trained dense model to judge what is simple"
+    reference = judge.reference()
+    if reference is None:
+        return None, f"the bundle of {judge.name} was copied without its reference, which would judge what is simple"
     return balanced_subset(reference, ids, plan.subset_each, plan.seed, judge.name), None
 
 

@@ -176,18 +176,14 @@ def cells_grid(document: Mapping[str, Any]) -> Grid:
     by = _measured_by(document)
     rows = [
         (
-            c["file"],
-            c["sha256"][:12],
-            _of(c),
-            c["made"],
-            "there before" if c["reused"] else "now",
-            str(1 + by.index(c["command"])),
+            *(cell["file"], cell["sha256"][:12], _of(cell), cell["made"]),
+            *("before" if cell["reused"] else "now", str(1 + by.index(cell["command"]))),
         )
-        for c in document["cells"]
+        for cell in document["cells"]
     ]
     lead = (
-        "Rows of the CSV files name the keys of their cells; a file's name begins with its key. A cell is measured again if its "
-        "file is removed. Commands are numbered as in the list of commands."
+        "Rows of the CSV files name the keys of their cells; a file's name has the beginning of its key. A cell is measured "
+        "again if its file is removed. Commands are numbered as above."
     )
     return Grid("Cells", lead, ("file", "sha256", "of", "made", "measured", "command"), tuple(rows), words=5)
 

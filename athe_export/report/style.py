@@ -35,6 +35,6 @@ tr.group td{text-align:left!important;font-weight:600;padding-top:.8rem}tr.group
 @media print{body{font-size:10pt;max-width:none;padding:0}h2,h3,.lead{break-after:avoid}tr,figure,svg{break-inside:avoid}
 .wide{overflow:visible}.wide :is(th,td):first-child,tr.group span{position:static}
 .plots{grid-template-columns:1fr 1fr}.plot svg{min-width:0}
-table{font-size:7.5pt}th,td{padding:.15rem .3rem}.gallery{grid-template-columns:repeat(6,1fr)}
+table{font-size:7.5pt}th,td{padding:.15rem .3rem}.gallery{grid-template-columns:repeat(6,minmax(0,1fr))}
 pre{white-space:pre-wrap}td svg{width:120px;height:auto}}
 """
