@@ -45,14 +45,11 @@ class Latencies:
 
     def seconds(self, system: System, policy: Policy) -> list[float] | str:
         """Typical seconds of an image a run, each branch's weighted by the policy's shares; or why there is none."""
-        if policy.router:
-            row, shares = ROUTED, {branch: share for branch, share in policy.shares.items() if share}
-        else:
-            (row,) = policy.shares
-            shares = {row: 1.0}
+        row = row_of(system, policy)
+        shares = {branch: share for branch, share in policy.shares.items() if share}
         found = []
         for cell in self.cells:
-            measured = cell.content["rows"][_name(TimedRow(system.key, row))]["seconds"]
+            measured = cell.content["rows"][_name(row)]["seconds"]
             if lacking := [kind for kind in shares if kind not in measured]:
                 return f"none of the timed images takes branch {', '.join(lacking)}"
             found.append(sum(share * measured[kind] for kind, share in shares.items()))
@@ -63,9 +60,15 @@ class Latencies:
         """What disturbed the runs, a line each."""
         return [f"run {at}: {why}" for at, cell in enumerate(self.cells, 1) for why in cell.content["noise"]]
 
-    def queries(self, system: System, row: str) -> int:
-        """How many images of a row were timed in all runs together."""
-        return sum(cell.content["rows"][_name(TimedRow(system.key, row))]["n"] for cell in self.cells)
+    def queries(self, system: System, policy: Policy) -> int:
+        """How many images of the row behind a policy were timed in all runs together."""
+        name = _name(row_of(system, policy))
+        return sum(cell.content["rows"][name]["n"] for cell in self.cells)
+
+
+def row_of(system: System, policy: Policy) -> TimedRow:
+    """The row whose times a policy's are made of."""
+    return TimedRow(system.key, ROUTED if policy.router else next(iter(policy.shares)))
 
 
 def estimate_ms(seconds: Sequence[float]) -> Estimate:
@@ -127,9 +130,7 @@ def _timed(
         started = time.time()
         with machine.pinned(_THREADS) as pinned:
             before = machine.now(pinned)
-            rows: dict[TimedRow, Query] = {_FIXED_WORK: fixed_work}
-            for system in systems:
-                rows |= _rows(system, dataset, ids)
+            rows = {_FIXED_WORK: fixed_work} | timed_queries(systems, dataset, ids)
             run = measure(rows, plan.latency, seed, progress=progress)
             after = machine.now(pinned)
         spread, drift = unrest(run.series[_FIXED_WORK])
@@ -147,8 +148,15 @@ def _timed(
     return measured
 
 
+def timed_queries(systems: Sequence[System], dataset: Dataset, ids: Ids) -> dict[TimedRow, Query]:
+    """A query of each system's whole where there is a router, and of each of its branches; graphs are opened here."""
+    rows: dict[TimedRow, Query] = {}
+    for system in systems:
+        rows |= _rows(system, dataset, ids)
+    return rows
+
+
 def _rows(system: System, dataset: Dataset, ids: Ids) -> dict[TimedRow, Query]:
-    """A query of the whole where there is a router, and of every branch."""
     bundle, preprocessing = system.of.bundle, preprocessing_of(system.manifest)
     split, labels = system.manifest.gate["split"], labels_of(bundle)
     graphs = RoutedGraphs(bundle, system.target, system.precision, _THREADS)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from athe_export.evaluation.answers import Answers
 from athe_export.evaluation.corruptions import Corruption
-from athe_export.evaluation.energy import energy_json
+from athe_export.evaluation.energy import Joules, energy_json
 from athe_export.evaluation.intervals import Estimate, mean_difference, mean_of_images
 from athe_export.evaluation.latency import Latencies, estimate_ms, times_as_fast
 from athe_export.evaluation.policies import RANDOM, Policy, policies, untrained_policies
@@ -30,6 +30,7 @@ class Measured:
     latencies: Latencies
     subset: BalancedSubset | None
     dense: str | None
+    joules: Joules = field(default_factory=dict)
 
     def policies(self, system: System) -> list[Policy]:
         found = self.answers.get(system.key)
@@ -81,7 +82,7 @@ def _row(measured: Measured, system: System, policy: Policy) -> dict[str, Any]:
         "mmacs": round(mmacs, 3),
         "mflops": round(FLOPS_PER_MAC * mmacs, 3),
         "bytes": system.bytes(tuple(policy.shares), policy.router),
-        **energy_json(),
+        **energy_json(system, policy, measured.joules),
         "bundle_digest": system.of.bundle.digest,
         "cells": [*cells, *(cell.key for cell in measured.latencies.cells)],
     }
@@ -130,7 +131,7 @@ def _on_subset(answers: Answers, policy: Policy, subset: BalancedSubset | None) 
 def _time(measured: Measured, system: System, policy: Policy, dense: System | None) -> dict[str, Any]:
     seconds = measured.latencies.seconds(system, policy)
     if isinstance(seconds, str):
-        return dict.fromkeys(("latency_ms", "times_as_fast_as_dense")) | {"latency_not_measured": seconds}
+        return dict.fromkeys(("latency_ms", "times_as_fast_as_dense", "queries")) | {"latency_not_measured": seconds}
     ratio = None
     if dense is not None:
         (single,) = measured.policies(dense)
@@ -139,7 +140,8 @@ def _time(measured: Measured, system: System, policy: Policy, dense: System | No
         ratio = times_as_fast(seconds, other).to_json(4)
     runs = [round(1e3 * s, 6) for s in seconds]
     ms = estimate_ms(seconds).to_json() | {"runs": runs}
-    return {"latency_ms": ms, "times_as_fast_as_dense": ratio, "latency_not_measured": None}
+    queries = measured.latencies.queries(system, policy)
+    return {"latency_ms": ms, "times_as_fast_as_dense": ratio, "queries": queries, "latency_not_measured": None}
 
 
 def robustness_json(

@@ -26,7 +26,7 @@ def systems_grid(document: Mapping[str, Any]) -> Grid:
     """What is deployed: accuracy, time and cost of each."""
     columns = (
         *("system", "gate", "top-1, %", "against dense, points", "ms an image", "× as fast as dense"),
-        *("MFLOPs", "MB", "energy", "Pareto front"),
+        *("MFLOPs", "MB", "J an image", "Pareto front"),
     )
     rows = []
     for number, row in enumerate(deployed(document), 1):
@@ -48,7 +48,7 @@ def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
         interval(row["times_as_fast_as_dense"]),
         f"{row['mflops']:,.0f}" if row["mflops"] >= 100 else f"{row['mflops']:.1f}",
         f"{row['bytes'] / 1e6:.2f}",
-        NOT_MEASURED if row["energy_mj"] is None else f"{row['energy_mj']:.3g} mJ",
+        interval(row["energy_j"]) or NOT_MEASURED,
     )
 
 
