@@ -66,8 +66,9 @@ def evaluate(job: Job, watch: Watcher) -> Evaluation:
         DatasetError: a bundle is of another dataset than the one given.
         AtheExportError: of the first recipe, where none could be built.
     """
+    _require_comparable(job)
+    dataset = _dataset(job.files[0], job, watch)
     files, dense, made = _with_dense(job)
-    dataset = _dataset(files, job, watch)
     bundles, not_built = _bundles(files, made, dataset, job, watch)
     systems, left_out = systems_of(bundles, job.plan)
     if not systems:
@@ -88,21 +89,37 @@ def evaluate(job: Job, watch: Watcher) -> Evaluation:
     return Evaluation(document, dataset, tuple(error for _, error in not_built))
 
 
+def _require_comparable(job: Job) -> None:
+    """All that can be wrong with the recipes together, before anything is written.
+
+    Raises:
+        UsageError: two have one name, or they are of different data.
+        CheckpointError, CalibrationError: a file that one names is missing.
+    """
+    names, first = [file.recipe.name for file in job.files], job.files[0]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two recipes are called {', '.join(twice)}", where="RECIPE", remedy="give each a name of its own")
+    for file in job.files:
+        if _data_of(file) != _data_of(first):
+            raise UsageError(
+                f"{first.recipe.name} and {file.recipe.name} are of different data, so that nothing can be compared: "
+                f"{_said(first)}, {_said(file)}",
+                where=str(file.path),
+                remedy="evaluate recipes of one dataset and one gate split together",
+            )
+        plan_build(file, job.output, job.data_root, None)
+
+
 def _with_dense(job: Job) -> tuple[list[RecipeFile], str | None, str | None]:
     """The recipes with a dense one among them, its name, and the name again where it was made here.
 
     Raises:
-        UsageError: two recipes have one name.
+        UsageError: another recipe has the name of the one that is made.
     """
-    names = [file.recipe.name for file in job.files]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"two recipes are called {', '.join(twice)}", where="RECIPE", remedy="give each a name of its own")
-    for file in job.files:
-        plan_build(file, job.output, job.data_root, None)  # names files that are missing, before hours of work
     dense, made = dense_of(job.files, job.output / "recipes")
     if dense is None or not made:
         return list(job.files), dense.recipe.name if dense else None, None
-    if dense.recipe.name in names:
+    if dense.recipe.name in (file.recipe.name for file in job.files):
         raise UsageError(
             f"a recipe is called {dense.recipe.name}, which evaluate needs for the dense model",
             where=dense.recipe.name,
@@ -111,20 +128,10 @@ def _with_dense(job: Job) -> tuple[list[RecipeFile], str | None, str | None]:
     return [*job.files, dense], dense.recipe.name, dense.recipe.name
 
 
-def _dataset(files: Sequence[RecipeFile], job: Job, watch: Watcher) -> Dataset:
-    """The one dataset of all recipes."""
-    first = files[0]
-    for file in files[1:]:
-        if _data_of(file) != _data_of(first):
-            raise UsageError(
-                f"{first.recipe.name} and {file.recipe.name} are of different data, so that nothing can be compared: "
-                f"{_said(first)}, {_said(file)}",
-                where=str(file.path),
-                remedy="evaluate recipes of one dataset and one gate split together",
-            )
-    data = first.recipe.data
+def _dataset(file: RecipeFile, job: Job, watch: Watcher) -> Dataset:
+    data = file.recipe.data
     watch.stage("data")
-    folder = first.resolve(data.path) if data.path else None
+    folder = file.resolve(data.path) if data.path else None
     dataset = open_dataset(data.dataset, job.data_root, folder, watch.progress)
     require_split(dataset, data.gate.split, "data.gate.split")
     return dataset
