@@ -117,7 +117,8 @@ def _robustness(measured: Measured, robust: Mapping[str, Robust]) -> list[dict[s
     for system in measured.systems:
         if system.key in robust:
             dense = dense_for(system, measured.systems, measured.dense)
-            rows += robustness_json(system, robust[system.key], robust.get(dense.key) if dense else None)
+            other = dense if dense is not None and dense is not system else None
+            rows += robustness_json(system, robust[system.key], robust.get(other.key) if other else None)
     return rows
 
 

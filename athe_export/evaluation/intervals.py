@@ -73,5 +73,5 @@ def _is_certain(right: Shares) -> bool:
 
 def _normal(values: Shares) -> Estimate:
     mean = float(values.mean())
-    margin = _Z * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    margin = _Z * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 1.0  # of one, nothing is known
     return Estimate(mean, mean - margin, mean + margin)

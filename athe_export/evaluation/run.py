@@ -195,7 +195,8 @@ def _subset(
     reference = judge.reference()
     if reference is None:
         return None, f"the bundle of {judge.name} was copied without its reference, which would judge what is simple"
-    return balanced_subset(reference, ids, plan.subset_each, plan.seed, judge.name), None
+    found = balanced_subset(reference, ids, plan.subset_each, plan.seed, judge.name)
+    return (found, None) if len(found.ids) else (None, f"{judge.name} has judged less than two images")
 
 
 def _answered(

@@ -25,7 +25,7 @@ from athe_export.evaluation.variants import dense_of, is_dense, quick_variant
 from athe_export.recipe import RecipeFile, load_recipe
 from athe_export.report.gallery import thumbnail
 from tests.conftest import BOTH, TINY, SilentWatch, write_recipe
-from tests.tools import cli, error_of
+from tests.tools import blocked_python, cli, error_of
 
 PLAN = EvaluationPlan("full", 60, 12, 10, 3, Plan(rounds=2, queries=2, slice_s=0.001), photos=24)
 UNTRAINED = {"name": "pruned", "checkpoint": {"random_seed": 3}, "router": None, "branches": [TINY["branches"][0]]}
@@ -189,6 +189,31 @@ def test_a_recipe_that_cannot_be_built_is_named_and_the_others_are_evaluated(job
     assert [r["name"] for r in found.document["recipes"]] == ["tiny", "tiny_dense"]
     assert [x["recipe"] for x in found.document["not_built"]] == ["pruned"] and len(found.not_built) == 1
     assert any("pruned could not be built" in f["text"] for f in found.document["findings"])
+
+
+def test_bundles_that_are_there_are_evaluated_without_torch(job: Job, document: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(job.output, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "cells")
+    code = f"""
+import json
+from pathlib import Path, PosixPath
+from athe_export.bench.protocol import Plan
+from athe_export.evaluation.files import write_files
+from athe_export.evaluation.plan import EvaluationPlan
+from athe_export.evaluation.run import Job, evaluate
+from athe_export.recipe import load_recipe
+class Watch:
+    def stage(self, name): pass
+    def progress(self, step, done, total): pass
+files = tuple(load_recipe(Path(p)) for p in {[str(f.path) for f in job.files]!r})
+output = Path({str(tmp_path / "out")!r})
+found = evaluate(Job(files, output, {PLAN!r}, None, "", None, {job.search!r}), Watch())
+write_files(found.document, {{}}, output)
+print(json.dumps([row["top1"] for row in found.document["systems"]]))
+"""
+    done = blocked_python(code, ("torch", "onnx", "onnxsim", "safetensors", "filelock", "litert_torch", "ai_edge_quantizer"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [row["top1"] for row in document["systems"]]
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,10 @@ ALLOWED = {
     "report": {"bundle", "parity"},
     "bench": {"errors", "preprocessing", "bundle", "runtime", "dependencies"},
     "precision": {"errors", "preprocessing", "runtime", "data", "parity", "bench"},
+    "evaluation": {
+        *("errors", "preprocessing", "bundle", "runtime", "dependencies", "data", "parity", "bench", "report"),
+        *("recipe", "plan", "stages"),
+    },
     "recipe": {"errors", "schema", "recipe_checks", "train_spec"},
     "train_spec": {"schema"},
     "recipe_checks": set(),
