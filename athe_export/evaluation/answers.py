@@ -65,7 +65,7 @@ def answer_cell(
         "corruption": None if corruption is None else {**vars(corruption), "level": corruption.level, "seed": seed},
         **engine_of(system.target),
     }
-    seen: Any = dataset if corruption is None else Corrupted(dataset, corruption, preprocessing, seed)
+    seen: Dataset = dataset if corruption is None else Corrupted(dataset, corruption, preprocessing, seed)
     measured = _measure(system, ids, seen, progress)
     cell = cells.get("answers", depends, measured)
     content = cell.content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,7 +182,9 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
     )
     parts = axes.drawn(x_title, y_title)
     front = sorted((p for p in points if p.filled), key=lambda p: p.x)
-    corners = [corner for p, after in zip(front, [*front[1:], None], strict=True) for corner in _steps(p, after)]
+    corners = [(p.x, p.y) for p in front[:1]]
+    for before, after in itertools.pairwise(front):
+        corners += [(after.x, before.y), (after.x, after.y)]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (axes.at(*c) for c in corners))
     parts.append(f'<polyline points="{line}" fill="none" stroke="{_SOFT}" stroke-width="1.5" stroke-dasharray="5 3"/>')
     for point in points:
@@ -190,11 +193,6 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
         f'<svg viewBox="0 0 640 {axes.bottom + 44:g}" font-family="system-ui,sans-serif" font-size="14" fill="#1b1f24" '
         f'role="img" aria-label="{escape(y_title)} against {escape(x_title)}">{"".join(parts)}</svg>'
     )
-
-
-def _steps(point: Point, after: Point | None) -> list[tuple[float, float]]:
-    """From a point of the front to below the next one."""
-    return [(point.x, point.y)] + ([] if after is None else [(after.x, point.y)])
 
 
 def _point(point: Point, axes: _Axes) -> list[str]:
