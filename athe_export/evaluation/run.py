@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from athe_export.data.source import Dataset, open_dataset, require_split
-from athe_export.errors import AtheExportError, DatasetError, Interrupted, MissingDependency, UsageError
+from athe_export.errors import (
+    AtheExportError,
+    CalibrationError,
+    CheckpointError,
+    DatasetError,
+    ExportError,
+    MissingDependency,
+    RecipeError,
+    UsageError,
+)
 from athe_export.evaluation.answers import Answers, Ids, answer_cell
 from athe_export.evaluation.bundles import Build, RecipeBundle, obtain
 from athe_export.evaluation.cells import Cells
@@ -25,6 +34,8 @@ from athe_export.evaluation.variants import dense_of
 from athe_export.plan import plan_build
 from athe_export.recipe import RecipeFile
 from athe_export.stages import Watcher
+
+_OF_ONE_RECIPE = (RecipeError, CheckpointError, CalibrationError, ExportError)  # anything else would stop the others too
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ def evaluate(job: Job, watch: Watcher) -> Evaluation:
         UsageError: recipes share a name, or are of different data.
         CheckpointError, CalibrationError: a file that a recipe names is missing; found before anything is built.
         DatasetError: a bundle is of another dataset than the one given.
-        AtheExportError: of the first recipe, where none could be built.
+        AtheExportError: of the first recipe, where none could be built; or what would stop every build.
     """
     _require_comparable(job)
     dataset = _dataset(job.files[0], job, watch)
@@ -158,9 +169,7 @@ def _bundles(
         watch.stage(f"bundle of {name}")
         try:
             own = obtain(file, job.plan, job.output, job.search, job.build)
-        except (UsageError, Interrupted, MissingDependency):
-            raise
-        except AtheExportError as error:  # the others are worth having without it, and it is said
+        except _OF_ONE_RECIPE as error:  # the others are worth having without it, and it is said
             not_built.append((name, error))
             continue
         if own.manifest.dataset["sha256"] != dataset.digest:
