@@ -159,6 +159,11 @@ def _worth(document: Mapping[str, Any]) -> Iterator[Finding]:
                 NOTE,
                 f"{recipe['name']} is untrained and was not gated: its time and size count, accuracy was not measured.",
             )
+        elif document["quick"] and recipe["verdict"] == "inconclusive":
+            yield (
+                NOTE,
+                f"{recipe['name']}: a gate of {recipe['gate_images']} images does not decide its limits, all images may.",
+            )
         elif recipe["verdict"] != "pass":
             yield (
                 NOTE,

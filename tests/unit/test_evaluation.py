@@ -331,9 +331,11 @@ def test_a_router_no_better_than_chance_is_not_called_better() -> None:
 def test_a_quick_evaluation_and_a_missed_gate_are_said() -> None:
     document = _document(_system(verdict="inconclusive"))
     document |= {"quick": True, "images": {"all": {"images": 5}, "robustness": {"images": 2}}}
-    document |= {"recipes": [{"name": "ours", "verdict": "inconclusive"}, {"name": "new", "verdict": "not_gated"}]}
+    recipes = [{"name": "ours", "verdict": "inconclusive", "gate_images": 9}, {"name": "new", "verdict": "not_gated"}]
+    document |= {"recipes": [*recipes, {"name": "bad", "verdict": "fail"}]}
     said = "\n".join(f["text"] for f in words.findings(document))
-    assert "A quick evaluation" in said and "ours did not pass its parity gate (inconclusive)" in said
+    assert "A quick evaluation" in said and "ours: a gate of 9 images does not decide" in said
+    assert "bad did not pass its parity gate (fail)" in said
     assert "new is untrained and was not gated" in said and "gate inconclusive" in said
 
 
