@@ -59,8 +59,9 @@ class RecipeBundle:
 
     @property
     def command(self) -> str:
-        """What builds the same bundle."""
-        return shlex.join(["athe-export", "build", str(self.built_from.path), "-o", str(self.bundle.path)])
+        """What builds the same bundle; one that misses its gate is left in the staging folder that the build then names."""
+        output = self.bundle.path.with_name(self.bundle.path.name.removesuffix(f".{_MISSED}"))
+        return shlex.join(["athe-export", "build", str(self.built_from.path), "-o", str(output)])
 
     def reference(self) -> Reference | None:
         """What the fp32 model answered on the gate's images; None of untrained weights and where it was left out.

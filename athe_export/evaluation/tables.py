@@ -24,20 +24,20 @@ class Grid:
 
 def systems_grid(document: Mapping[str, Any]) -> Grid:
     """What is deployed: accuracy, time and cost of each."""
-    columns = (
-        *("system", "gate", "top-1, %", "against dense, points", "ms an image", "× as fast as dense"),
-        *("MFLOPs", "MB", "J an image", "Pareto front"),
-    )
+    metered = any(row["energy_j"] for row in document["systems"])
+    energy = ("J an image",) if metered else ()
+    columns = ("system", "gate", "top-1, %", "against dense, points", "ms an image", "× as fast as dense", "MFLOPs", "MB")
     rows = []
     for number, row in enumerate(deployed(document), 1):
         pareto = {None: "", True: "on it", False: ""}[row["pareto"]]
-        rows.append((f"{number}.\u00a0{system_name(row)}", row["verdict"], *_figures(row), pareto))
+        joules = (interval(row["energy_j"]) or NOT_MEASURED,) if metered else ()
+        rows.append((f"{number}.\u00a0{system_name(row)}", row["verdict"], *_figures(row), *joules, pareto))
     lead = (
         f"Top-1 on {document['images']['all']['images']:,} images of {document['dataset']['name']} "
         f"{document['dataset']['split']}; times are means over {document['plan']['runs']} runs that all systems shared. "
-        "In brackets, 95% intervals."
+        "In brackets, 95% intervals." + ("" if metered else " Energy was not measured: no power log was given.")
     )
-    return Grid("Systems", lead, columns, tuple(rows), words=2)
+    return Grid("Systems", lead, (*columns, *energy, "Pareto front"), tuple(rows), words=2)
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -48,7 +48,6 @@ def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
         interval(row["times_as_fast_as_dense"]),
         f"{row['mflops']:,.0f}" if row["mflops"] >= 100 else f"{row['mflops']:.1f}",
         f"{row['bytes'] / 1e6:.2f}",
-        interval(row["energy_j"]) or NOT_MEASURED,
     )
 
 
