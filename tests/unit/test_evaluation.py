@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from athe_export.evaluation import intervals
 from athe_export.evaluation.answers import Answers
 from athe_export.evaluation.cells import Cell, Cells
 from athe_export.evaluation.corruptions import ALL, BLUR, NOISE, Corrupted, Corruption
-from athe_export.evaluation.latency import times_as_fast
+from athe_export.evaluation.energy import energy_json
+from athe_export.evaluation.intervals import Estimate
+from athe_export.evaluation.latency import ROUTED, TimedRow, times_as_fast
 from athe_export.evaluation.policies import LEARNED, ORACLE, RANDOM, policies, untrained_policies
 from athe_export.evaluation.router import NONE_RIGHT, against_judge, calibration, confusion
 from athe_export.evaluation.rows import pareto_front
@@ -337,6 +340,22 @@ def test_a_quick_evaluation_and_a_missed_gate_are_said() -> None:
     assert "A quick evaluation" in said and "ours: a gate of 9 images does not decide" in said
     assert "bad did not pass its parity gate (fail)" in said
     assert "new is untrained and was not gated" in said and "gate inconclusive" in said
+
+
+def test_energy_is_that_of_rows_that_ran_and_a_reason_for_all_others() -> None:
+    system: Any = SimpleNamespace(key="ours/onnx/int8")
+    found = _by_name(["a", "b"], TWO)
+    joules = {
+        TimedRow("ours/onnx/int8", ROUTED): Estimate(2.0, 1.5, 2.5),
+        TimedRow("ours/onnx/int8", "a"): Estimate(1, 1, 1),
+    }
+    assert energy_json(system, found[LEARNED], joules)["energy_j"] == {"value": 2.0, "lower": 1.5, "upper": 2.5}
+    assert energy_json(system, found["always a"], joules)["energy_j"]["value"] == 1
+    for name in (ORACLE, RANDOM, "always b"):
+        assert energy_json(system, found[name], joules) == {
+            "energy_j": None, "energy_not_measured": "the power log has no such row",
+        }  # fmt: skip
+    assert "no power log" in energy_json(system, found[LEARNED], {})["energy_not_measured"]
 
 
 def test_csv_flattens_nested_fields_and_leaves_nulls_empty() -> None:
