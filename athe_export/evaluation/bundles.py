@@ -20,7 +20,6 @@ from athe_export.evaluation.variants import is_dense, is_trained, quick_variant
 from athe_export.parity.reference import Reference, read_reference
 from athe_export.recipe import RecipeFile
 
-NOT_GATED = "not_gated"
 _MISSED = "missed"  # ending of a folder whose bundle did not pass its gate
 Build = Callable[[RecipeFile, Path], None]
 

@@ -32,8 +32,8 @@ figure{margin:0}.plot{overflow-x:auto}.plot svg{width:100%;min-width:26rem;max-w
 details{margin:.3rem 0}summary{cursor:pointer}details p{overflow-wrap:anywhere;font-size:.85rem}
 tr.group td{text-align:left!important;font-weight:600;padding-top:.8rem}tr.group span{position:sticky;left:.6rem}
 @media (max-width:40rem){td svg{width:7.5rem;height:auto}}
-@media print{body{font-size:10pt;max-width:none;padding:0}h2,h3,.lead{break-after:avoid}.lead,tr,figure,svg{break-inside:avoid}
-.wide{overflow:visible}.wide :is(th,td):first-child,tr.group span{position:static}
+@media print{body{font-size:10pt;max-width:none;padding:0}h2,h3,.lead{break-after:avoid}
+.lead,tr,figure,svg{break-inside:avoid}.wide{overflow:visible}.wide :is(th,td):first-child,tr.group span{position:static}
 .plots{grid-template-columns:1fr 1fr}.plot svg{min-width:0}
 table{font-size:7.5pt}th,td{padding:.15rem .3rem}.gallery{grid-template-columns:repeat(6,minmax(0,1fr))}
 pre{white-space:pre-wrap}td svg{width:120px;height:auto}}
