@@ -12,10 +12,12 @@ from athe_export.evaluation.page import page_html, size_said, title_of
 from athe_export.evaluation.tables import (
     Grid,
     branches_grid,
+    calibration_grids,
     cells_grid,
     commands,
     confusion_grids,
     csv_text,
+    examples_grid,
     recipes_grid,
     robustness_grid,
     routers_grid,
@@ -63,7 +65,9 @@ def markdown(document: Document) -> str:
         routers_grid(document),
         subset_grid(document),
         *confusion_grids(document),
+        *calibration_grids(document),
         robustness_grid(document),
+        examples_grid(document),
         recipes_grid(document),
         cells_grid(document),
     )

@@ -11,6 +11,7 @@ from athe_export.evaluation.drawings import accuracy_against_latency, calibratio
 from athe_export.evaluation.tables import (
     Grid,
     branches_grid,
+    calibration_grids,
     cells_grid,
     commands,
     confusion_grids,
@@ -108,9 +109,11 @@ def _confusion(document: Document) -> str:
 
 def _calibration(document: Document) -> str:
     parts = []
-    for router in (r for r in document["routers"] if r["primary"]):
+    primary = [r for r in document["routers"] if r["primary"]]
+    for router, figures in zip(primary, calibration_grids(document), strict=True):
         title = f"{router['system']}, gate: {router['verdict']}"
         parts.append(f"<h3>{escape(title)}</h3>{_plots(calibration_plots(router))}")
+        parts.append(f"<details><summary>as a table</summary>{table_html(figures)}</details>")
     lead = (
         "Images in ten groups by the router's score. Needed is the share for which only a harder branch than the easiest is "
         "right. A score need not be that share: what counts is that what is needed, and the gap between the branches, grow "

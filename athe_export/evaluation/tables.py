@@ -126,6 +126,38 @@ def _sent(cell: Mapping[str, Any], branches: Sequence[str]) -> tuple[str, ...]:
     return (f"{images:,}", *(f"{cell['sent'][b]:,} ({100 * cell['sent'][b] / max(1, images):.0f}%)" for b in branches))
 
 
+def calibration_grids(document: Mapping[str, Any]) -> list[Grid]:
+    """What each router's score says, and what was so, by groups of images."""
+    grids = []
+    for router in (r for r in document["routers"] if r["primary"]):
+        first, last = router["branches"][0], router["branches"][-1]
+        rows = [
+            (
+                *(str(number), f"{group['images']:,}", f"{group['score']:.3f}", percent(group["needed"])),
+                *(f"{100 * group[name]:.1f}" for name in ("easiest", "hardest")),
+            )
+            for number, group in enumerate(router["calibration"], 1)
+        ]
+        columns = ("group", "images", "score", "harder branch needed, %", f"top-1 of {first}, %", f"top-1 of {last}, %")
+        title = f"{router['system']}, gate: {router['verdict']}: images in groups by score"
+        grids.append(Grid(title, "", columns, tuple(rows)))
+    return grids
+
+
+def examples_grid(document: Mapping[str, Any]) -> Grid | None:
+    """Images of both halves of the subset."""
+    if not document["examples"]:
+        return None
+    routers = list(document["examples"][0]["sent"])
+    rows = [
+        (e["half"], str(e["id"]), e["class"], f"{100 * e['probability']:.0f}", *(e["sent"][name] for name in routers))
+        for e in document["examples"]
+    ]
+    columns = ("judged", "id", "class", "probability, %", *(f"{name} sends it to" for name in routers))
+    lead = f"Evenly over the probability that {document['images']['subset']['judge']} in fp32 gives the true class."
+    return Grid("Simple and complex images", lead, columns, tuple(rows), words=3)
+
+
 def robustness_grid(document: Mapping[str, Any]) -> Grid | None:
     """Top-1, and the share of the easiest branch, by corruption and strength."""
     if not document["robustness"]:

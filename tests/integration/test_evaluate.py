@@ -238,6 +238,8 @@ def test_markdown_csv_and_json_hold_the_same_figures_as_the_page(written: Path, 
     for figure in (f"{100 * row['top1']['value']:.1f} [", f"{row['mflops']:.1f}", f"{row['bytes'] / 1e6:.2f}"):
         assert figure in page and figure in text.replace("\\", "")
     assert all(f["kind"] in text for f in document["findings"])
+    assert all(f"{e['id']} | {e['class']} |" in text for e in document["examples"])
+    assert all(f"{group['score']:.3f}" in text for group in document["routers"][0]["calibration"])
 
 
 # --- recipes that are made --------------------------------------------------------------------------------------------
