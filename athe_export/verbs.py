@@ -12,6 +12,7 @@ from athe_export import __version__, console
 from athe_export.ci import Outputs, told_to_ci
 from athe_export.dependencies import require
 from athe_export.errors import RESUME, GateFailed, GateInconclusive, Interrupted, UsageError, as_error
+from athe_export.evaluate_verb import EXAMPLES, evaluate
 from athe_export.options import BundleArgument, DataRoot, DestinationArgument, JsonFlag, Junit, RecipeArgument, Summary
 from athe_export.recipe_verbs import recipes_app
 
@@ -279,6 +280,9 @@ def train(
         "metrics": result.metrics,
     }
     console.print_json(summary) if as_json else console.print_training(summary)
+
+
+app.command(epilog=EXAMPLES)(evaluate)
 
 
 @app.command(epilog="Examples: athe-export schema > recipe.schema.json · athe-export schema parity")

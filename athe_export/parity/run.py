@@ -118,6 +118,26 @@ def answers_of_branch(
     return logits
 
 
+def answers_of_every_branch(
+    bundle: Bundle, system: Key, ids: npt.NDArray[np.int64], dataset: Dataset, progress: Progress
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Top classes [branches, n] of all branches on these images of the gate's split, and the router's scores [n].
+
+    Without a router all scores are 0.
+    """
+    preprocessing, branches = preprocessing_of(bundle.manifest), bundle.manifest.branches
+    answers, scores = np.empty((len(branches), len(ids)), np.int64), np.zeros(len(ids), np.float32)
+
+    def answer(graphs: RoutedGraphs, at: int, source: Pixels) -> None:
+        if "router" in graphs.entries:
+            scores[at] = graphs.score(source, preprocessing)[0]
+        for position, branch in enumerate(graphs.branches):
+            answers[position, at] = graphs.answer(source, preprocessing, branch).logits.argmax()
+
+    _each_image(bundle, system, ids, dataset, answer, progress)
+    return answers, scores
+
+
 def _each_image(
     bundle: Bundle,
     system: Key,

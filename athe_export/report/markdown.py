@@ -16,7 +16,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 def markdown_summary(outcome: Outcome) -> str:
     """The summary as text; parts that there is nothing for are left out."""
     parts = [
-        f"## {_plain(outcome.title)}: {_WORDS[outcome.verdict]}",
+        f"## {plain(outcome.title)}: {_WORDS[outcome.verdict]}",
         f"{outcome.count(PASS)} of {len(outcome.checks)} checks passed, {outcome.count(FAIL)} failed, "
         f"{outcome.count(INCONCLUSIVE)} inconclusive, {outcome.count(SKIPPED)} skipped; exit code {outcome.exit_code}.",
         _list([c.said for c in outcome.checks if c.verdict == ERROR]),
@@ -25,7 +25,7 @@ def markdown_summary(outcome: Outcome) -> str:
         ),
         _list([c.said if c.group == "parity" else f"{c.name}: {c.said}" for c in outcome.checks if c.verdict == SKIPPED]),
         _parity(outcome.parity) if outcome.parity else "",
-        f"Next: {_plain(outcome.remedy)}" if outcome.remedy and outcome.verdict != ERROR else "",
+        f"Next: {plain(outcome.remedy)}" if outcome.remedy and outcome.verdict != ERROR else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -42,7 +42,7 @@ def _parity(parity: dict[str, Any]) -> str:
     hops = parity.get("hops") or []
     if hops:
         inner = _table(HOP_COLUMNS, [hop_row(h) for h in hops])
-        inner += "".join(f"\n\nToken overlap not measured: {_plain(w)}." for w in not_measured(hops))
+        inner += "".join(f"\n\nToken overlap not measured: {plain(w)}." for w in not_measured(hops))
         parts.append(f"<details><summary>Hop by hop</summary>\n\n{inner}\n\n</details>")
     lost = [f"{name}: {attribution_said(t['attribution'])}" for name, t in parity["targets"].items() if t.get("attribution")]
     if lost:
@@ -52,13 +52,13 @@ def _parity(parity: dict[str, Any]) -> str:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(_plain(c) if i != 1 else c for c in line) + " |" for i, line in enumerate(lines))
+    return "\n".join("| " + " | ".join(plain(c) if i != 1 else c for c in line) + " |" for i, line in enumerate(lines))
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {_plain(line)}" for line in lines)
+    return "\n".join(f"- {plain(line)}" for line in lines)
 
 
-def _plain(words: str) -> str:
+def plain(words: str) -> str:
     """Text that stays text, on one line: messages hold paths, and names hold underscores."""
     return _SPECIAL.sub(r"\\\1", " ".join(words.split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,4 +156,52 @@ def _legend(curve: Curve, number: int, left: float, down: float) -> list[str]:
     return [
         f'<path d="M{left} {down - 4}h34" {_look(number)}/>',
         f'<text x="{left + 42}" y="{down}">{escape(curve.name)}</text>',
+    ]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point with its intervals (lower, upper) in x and y, under a short label; a colour a group, `filled` stands out."""
+
+    x: float
+    y: float
+    x_ends: tuple[float, float]
+    y_ends: tuple[float, float]
+    label: str
+    group: int
+    filled: bool
+
+
+def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
+    """Points with the intervals of both axes.
+
+    Through the filled ones goes a line of steps: what lies below and to the right of it is beaten by one of them.
+    """
+    axes = _Axes(
+        span_of([x for p in points for x in (p.x, *p.x_ends)]), span_of([y for p in points for y in (p.y, *p.y_ends)])
+    )
+    parts = axes.drawn(x_title, y_title)
+    front = sorted((p for p in points if p.filled), key=lambda p: p.x)
+    corners = [(p.x, p.y) for p in front[:1]]
+    for before, after in itertools.pairwise(front):
+        corners += [(after.x, before.y), (after.x, after.y)]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (axes.at(*c) for c in corners))
+    parts.append(f'<polyline points="{line}" fill="none" stroke="{_SOFT}" stroke-width="1.5" stroke-dasharray="5 3"/>')
+    for point in points:
+        parts += _point(point, axes)
+    return (
+        f'<svg viewBox="0 0 640 {axes.bottom + 44:g}" font-family="system-ui,sans-serif" font-size="14" fill="#1b1f24" '
+        f'role="img" aria-label="{escape(y_title)} against {escape(x_title)}">{"".join(parts)}</svg>'
+    )
+
+
+def _point(point: Point, axes: _Axes) -> list[str]:
+    colour = COLOURS[point.group % len(COLOURS)]
+    (x, y), (left, low) = axes.at(point.x, point.y), axes.at(point.x_ends[0], point.y_ends[0])
+    right, high = axes.at(point.x_ends[1], point.y_ends[1])
+    fill = colour if point.filled else "#fff"
+    return [
+        f'<path d="M{left:.1f} {y:.1f}H{right:.1f}M{x:.1f} {low:.1f}V{high:.1f}" stroke="{colour}" stroke-width="1.5"/>',
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colour}" stroke-width="2"/>',
+        f'<text x="{x + 8:.1f}" y="{y - 7:.1f}" font-size="13" font-weight="600">{escape(point.label)}</text>',
     ]

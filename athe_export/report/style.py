@@ -24,6 +24,7 @@ code,pre{font:.85em/1.45 ui-monospace,monospace;background:var(--ground)}
 code{padding:.1rem .3rem;white-space:normal;overflow-wrap:anywhere}
 pre{padding:.8rem;overflow-x:auto}
 figure{margin:0}.plot{overflow-x:auto}.plot svg{width:100%;min-width:26rem;max-width:44rem;height:auto}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(30rem,100%),1fr));gap:.6rem 1.4rem}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(9.5rem,30%),1fr));gap:.7rem;margin:.6rem 0}
 .gallery figure{border:1px solid var(--line);border-radius:.3rem;padding:.5rem;font-size:.8rem;line-height:1.35}
 .gallery img{width:100%;aspect-ratio:1;object-fit:contain;image-rendering:pixelated;background:var(--ground)}
@@ -31,8 +32,9 @@ figure{margin:0}.plot{overflow-x:auto}.plot svg{width:100%;min-width:26rem;max-w
 details{margin:.3rem 0}summary{cursor:pointer}details p{overflow-wrap:anywhere;font-size:.85rem}
 tr.group td{text-align:left!important;font-weight:600;padding-top:.8rem}tr.group span{position:sticky;left:.6rem}
 @media (max-width:40rem){td svg{width:7.5rem;height:auto}}
-@media print{body{font-size:10pt;max-width:none;padding:0}h2,h3,.lead{break-after:avoid}tr,figure,svg{break-inside:avoid}
-.wide{overflow:visible}.wide :is(th,td):first-child,tr.group span{position:static}
-table{font-size:7.5pt}th,td{padding:.15rem .3rem}.gallery{grid-template-columns:repeat(6,1fr)}
+@media print{body{font-size:10pt;max-width:none;padding:0}h2,h3,.lead{break-after:avoid}
+.lead,tr,figure,svg{break-inside:avoid}.wide{overflow:visible}.wide :is(th,td):first-child,tr.group span{position:static}
+.plots{grid-template-columns:1fr 1fr}.plot svg{min-width:0}
+table{font-size:7.5pt}th,td{padding:.15rem .3rem}.gallery{grid-template-columns:repeat(6,minmax(0,1fr))}
 pre{white-space:pre-wrap}td svg{width:120px;height:auto}}
 """

@@ -24,6 +24,10 @@ ALLOWED = {
     "live": {"errors", "preprocessing", "runtime", "dependencies"},
     "precision": {"errors", "preprocessing", "runtime", "data", "parity", "bench"},
     "deploy": {"errors", "bundle", "runtime", "bench"},
+    "evaluation": {
+        *("errors", "preprocessing", "bundle", "runtime", "dependencies", "data", "parity", "bench", "report"),
+        *("recipe", "plan", "stages"),
+    },
     "recipe": {"errors", "schema", "recipe_checks", "train_spec"},
     "train_spec": {"schema"},
     "recipe_checks": set(),

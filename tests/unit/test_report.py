@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from athe_export.bundle.manifest import FrontierPoint, Manifest, RouterEntry, pa
 from athe_export.report.gallery import SHOWN, shown_ids, thumbnail
 from athe_export.report.html import report_html
 from athe_export.report.measured import in_unit, limit_said
-from athe_export.report.plots import Curve, plot, span_of, strip, ticks
+from athe_export.report.plots import Curve, Point, plot, scatter, span_of, strip, ticks
 from tests.parity_example import parity_example
 
 OLD = Path(__file__).parent.parent / "bundles/v1/tiny/manifest.json"
@@ -226,3 +227,17 @@ def test_a_limit_is_said_in_its_unit_with_what_would_decide_it() -> None:
 def test_nothing_is_shown_as_minus_nothing() -> None:
     assert in_unit("x_pp", -0.001) == "0.00 pp"
     assert in_unit("x.min_sqnr_db", 29.4091) == "29.4 dB"
+
+
+@pytest.mark.parametrize("filled", [(), (0,), (0, 1, 2)], ids=["none", "one", "all"])
+def test_a_scatter_draws_every_point_with_its_label_and_a_line_of_steps_through_the_filled_ones(
+    filled: tuple[int, ...],
+) -> None:
+    points = [Point(x, 50 + 10 * x, (x - 0.2, x + 0.2), (50.0, 60.0), f"p{x}", x, x in filled) for x in range(3)]
+    drawn = Page(scatter(points, "ms", "top-1"))
+    assert all(f"p{x}" in drawn.text for x in range(3))
+    assert len([1 for tag, _ in drawn.tags if tag == "circle"]) == 3
+    (line,) = [attrs["points"] or "" for tag, attrs in drawn.tags if tag == "polyline"]
+    corners = [tuple(map(float, corner.split(","))) for corner in line.split()]
+    assert len(corners) == max(0, 2 * len(filled) - 1)
+    assert all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(corners))
