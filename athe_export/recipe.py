@@ -47,6 +47,7 @@ class ModelSpec:
 @dataclass(frozen=True)
 class CheckpointSpec:
     path: str | None = key("weights: .safetensors, or .pth of plain tensors", default=None)
+    shared: bool = key("the file is another recipe's: `train` does not write it", default=False)
     sha256: str | None = key("sha256 of the file; checked where given", default=None, pattern=SHA256)
     random_seed: int | None = key(
         "instead of a path: untrained weights of this seed (never gated)", default=None, min=0, max=MAX_SEED
@@ -109,14 +110,28 @@ class BranchSpec:
     name: str = key("branch name", pattern=NAME)
     heads: int = key("heads kept in every block, the best by rank", min=1, max=64)
     prune: tuple[PruneSpec, ...] = key("where tokens are pruned; none: dense", default=())
-    scorer: Literal["linear", "cls_attention"] = key("token scores: learned linear, or CLS attention", default="linear")
+    scorer: Literal["linear", "cls_attention", "dynamicvit", "evit", "ats"] = key("token scores", default="linear")
+
+    @property
+    def cuts_inside(self) -> bool:
+        """Whether tokens go in the block behind a stage, between its attention and its MLP, in place of before it."""
+        return self.scorer in ("evit", "ats")
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the tokens that go are fused into one that stays."""
+        return self.scorer == "evit"
 
     def kept_tokens(self, patches: int) -> tuple[tuple[int, int], ...]:
-        """(after_blocks, k) per prune stage; k = round-half-up of keep x those of the patch tokens that reach it."""
+        """(after_blocks, k) per prune stage; k = round-half-up of keep x those of the patch tokens that reach it.
+
+        A fused token is not in k, but is among those that reach the next stage.
+        """
         stages, tokens = [], patches
         for stage in self.prune:
-            tokens = int(stage.keep * tokens + 0.5)
-            stages.append((stage.after_blocks, tokens))
+            kept = int(stage.keep * tokens + 0.5)
+            stages.append((stage.after_blocks, kept))
+            tokens = kept + self.fuses
         return tuple(stages)
 
 

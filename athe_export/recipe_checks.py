@@ -33,6 +33,8 @@ def _check_checkpoint(r: Recipe, sound: _Sound) -> _Found:
         yield ("checkpoint",), "must hold either path or random_seed"
     if c.path is None and c.sha256 is not None:
         yield ("checkpoint", "sha256"), "belongs to a path"
+    if c.path is None and c.shared:
+        yield ("checkpoint", "shared"), "belongs to a path"
 
 
 def _check_data(r: Recipe, sound: _Sound) -> _Found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +22,59 @@ HeadRank = tuple[tuple[int, ...], ...]  # per block, head indices, best first
 
 @dataclass(frozen=True)
 class PruneStage:
-    """After block `after`, keep the `k` patch tokens with the highest score; no scorer: CLS attention of that block."""
+    """Keep the `k` patch tokens with the highest score, after block `after`; no scorer: CLS attention of the last block.
+
+    `inside`: not before the next block but in it, between its attention, which then is the last one, and its MLP.
+    `fused`: what is not kept stays as one token, the last.
+    """
 
     after: int
     k: int
     scorer: nn.Module | None
+    inside: bool = False
+    fused: bool = False
+
+
+class Attended(NamedTuple):
+    """Of a block's attention: probabilities [batch, heads, tokens, tokens] and values [batch, heads, tokens, head_dim]."""
+
+    probabilities: Tensor
+    values: Tensor
+
+    @property
+    def by_class(self) -> Tensor:
+        """The attention that CLS pays to the patches, mean over heads, [batch, patches]."""
+        return self.probabilities[:, :, 0, 1:].mean(1)
+
+
+class Seen(NamedTuple):
+    """What a scorer scores [batch, n] by: patch tokens [batch x n, dim], and the last attention over them and CLS."""
+
+    patches: Tensor
+    batch: int
+    attended: Attended
 
 
 @dataclass
 class Trace:
     """What a forward pass saw, for training: CLS attention to the patches, [batch, heads, patches] per block, the first
-    prune stage's scores [batch, patches], which patches remained [batch, k], and the last block's [batch, 1 + k, dim]."""
+    prune stage's scores [batch, patches], which patches remained [batch, k], and the last block's [batch, 1 + k, dim].
+
+    Among the patches that remained, -n is the token that prune stage n has fused.
+    """
 
     cls_attention: list[Tensor] = field(default_factory=list)
     scores: Tensor | None = None
     kept: Tensor | None = None
     tokens: Tensor | None = None
+    stages: int = 0
+
+    def keep(self, index: Tensor, fused: bool) -> None:
+        """What reached a stage stays at `index` [batch, k]; `fused`: the last of it is what the stage before has fused."""
+        if self.kept is not None:
+            reaching = F.pad(self.kept, (0, 1), value=-self.stages) if fused else self.kept
+            index = reaching.gather(1, index)
+        self.kept, self.stages = index, self.stages + 1
 
 
 class Attention(nn.Module):
@@ -50,8 +88,8 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, batch: int, keep: Sequence[int] | None = None, bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Output [batch x tokens, dim] and attention probabilities [batch, heads, tokens, tokens].
+    ) -> tuple[Tensor, Attended]:
+        """Output [batch x tokens, dim], and how it came about.
 
         `bias` [batch, tokens] is added to every query's attention logits (training of the scorers alone).
         """
@@ -67,7 +105,8 @@ class Attention(nn.Module):
             logits = logits + bias[:, None, None, :]
         probabilities = logits.softmax(-1)
         mixed = (probabilities @ v).transpose(1, 2).reshape(x.shape[0], heads * self.head_dim)
-        return self.proj(mixed) if keep is None else F.linear(mixed, proj_w, self.proj.bias), probabilities
+        output = self.proj(mixed) if keep is None else F.linear(mixed, proj_w, self.proj.bias)
+        return output, Attended(probabilities, v)
 
     def weights_of(self, keep: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
         """qkv weight, qkv bias and proj weight of the heads in `keep`; None: all."""
@@ -118,12 +157,22 @@ class Block(nn.Module):
         keep: Sequence[int] | None = None,
         bias: Tensor | None = None,
         depth: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Attended]:
         """`depth` [2, batch] scales what attention and MLP add to each image (stochastic depth); None: by 1."""
-        attended, probabilities = self.attn(self.norm1(x), batch, keep, bias)
-        x = x + (attended if depth is None else _by_image(attended, depth[0]))
+        x, attended = self.attend(x, batch, keep, bias, depth)
+        return self.feed(x, depth), attended
+
+    def attend(
+        self, x: Tensor, batch: int, keep: Sequence[int] | None, bias: Tensor | None, depth: Tensor | None
+    ) -> tuple[Tensor, Attended]:
+        """The first half of the block."""
+        mixed, attended = self.attn(self.norm1(x), batch, keep, bias)
+        return x + (mixed if depth is None else _by_image(mixed, depth[0])), attended
+
+    def feed(self, x: Tensor, depth: Tensor | None) -> Tensor:
+        """The second half of the block."""
         mixed = self.mlp(self.norm2(x))
-        return x + (mixed if depth is None else _by_image(mixed, depth[1])), probabilities
+        return x + (mixed if depth is None else _by_image(mixed, depth[1]))
 
 
 def _by_image(x: Tensor, scale: Tensor) -> Tensor:
@@ -186,13 +235,20 @@ class DeiT(nn.Module):
         """
         batch = image.shape[0]
         x, bias = self.embed(image, seen), None
-        by_block = {stage.after: stage for stage in stages}
+        behind = {stage.after: stage for stage in stages if not stage.inside}
+        inside = {stage.after: stage for stage in stages if stage.inside}
         for index, block in enumerate(self.blocks):
-            x, attention = block(x, batch, heads[index] if heads else None, bias, self._depth(index, x, batch))
+            keep, depth = heads[index] if heads else None, self._depth(index, x, batch)
+            if index in inside:
+                x, attended = block.attend(x, batch, keep, bias, depth)  # type: ignore[operator,union-attr]
+                x, bias = self._prune(x, batch, inside[index], attended, trace)
+                x = block.feed(x, depth)  # type: ignore[operator,union-attr]
+            else:
+                x, attended = block(x, batch, keep, bias, depth)
             if trace is not None:
-                trace.cls_attention.append(attention[:, :, 0, 1:])
-            if index + 1 in by_block:
-                x, bias = self._prune(x, batch, by_block[index + 1], attention, trace)
+                trace.cls_attention.append(attended.probabilities[:, :, 0, 1:])
+            if index + 1 in behind:
+                x, bias = self._prune(x, batch, behind[index + 1], attended, trace)
         tokens = x.reshape(batch, -1, x.shape[-1])
         if trace is not None:
             trace.tokens = tokens
@@ -220,23 +276,27 @@ class DeiT(nn.Module):
         return (torch.rand(2, batch, device=x.device) >= rate).float() / (1 - rate)
 
     def _prune(
-        self, x: Tensor, batch: int, stage: PruneStage, attention: Tensor, trace: Trace | None
+        self, x: Tensor, batch: int, stage: PruneStage, attended: Attended, trace: Trace | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The remaining tokens and, in training, the attention bias that carries the scorer's gradient."""
+        """The remaining tokens and, in training, the attention bias that carries a learned scorer's gradient."""
         tokens = x.reshape(batch, -1, x.shape[-1])
-        patches = tokens[:, 1:].flatten(0, 1)
-        scores = attention[:, :, 0, 1:].mean(1) if stage.scorer is None else stage.scorer(patches).reshape(batch, -1)
+        patches, by_class = tokens[:, 1:].flatten(0, 1), attended.by_class
+        scores = by_class if stage.scorer is None else stage.scorer(Seen(patches, batch, attended))
         if trace is not None and trace.scores is None:
             trace.scores = scores
-        index = choose_tokens(scores, stage.k, explore=self.training)
+        learns = self.training and stage.scorer is not None and any(True for _ in stage.scorer.parameters())
+        index = choose_tokens(scores, stage.k, explore=learns)
         if trace is not None:
-            trace.kept = index if trace.kept is None else trace.kept.gather(1, index)
+            trace.keep(index, stage.fused)
         flat = index
         if batch > 1:
             flat = index + torch.arange(batch, device=index.device)[:, None] * scores.shape[1]
         kept = F.embedding(flat.reshape(-1), patches).reshape(batch, stage.k, -1)
-        remaining = torch.cat([tokens[:, :1], kept], 1).flatten(0, 1)
-        return remaining, straight_through_bias(scores, index) if self.training else None
+        left = [tokens[:, :1], kept]
+        if stage.fused:
+            left.append(fuse_rest(patches, by_class, flat))
+        bias = straight_through_bias(scores, index) if learns else None
+        return torch.cat(left, 1).flatten(0, 1), F.pad(bias, (0, 1)) if stage.fused and bias is not None else bias
 
 
 def resize_positions(positions: Tensor, patches: int) -> Tensor:
@@ -257,6 +317,19 @@ def choose_tokens(scores: Tensor, k: int, explore: bool) -> Tensor:
         uniform = torch.rand_like(scores, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
         scores = scores - torch.log(-torch.log(uniform))
     return scores.topk(k, dim=1).indices
+
+
+def fuse_rest(patches: Tensor, worth: Tensor, kept: Tensor) -> Tensor:
+    """The patches [batch x n, dim] that are not `kept`, int64 [batch, k] rows of them, as one token: [batch, 1, dim].
+
+    Inattentive token fusion of EViT (Liang et al., Not All Patches are What You Need, ICLR 2022, section 3.3): their sum,
+    weighted by the attention `worth` [batch, n] that CLS pays to each. It is taken as the sum of all less that of the
+    kept ones, so that nothing has to be looked up but these.
+    """
+    batch, k = kept.shape
+    weighted = patches * worth.reshape(-1, 1)
+    own = F.embedding(kept.reshape(-1), weighted).reshape(batch, k, -1).sum(1, keepdim=True)
+    return weighted.reshape(batch, -1, patches.shape[1]).sum(1, keepdim=True) - own
 
 
 def straight_through_bias(scores: Tensor, index: Tensor) -> Tensor:

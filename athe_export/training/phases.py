@@ -92,9 +92,12 @@ def _token_loss(norm: nn.Module, dense: Trace, branch: Trace) -> Tensor:
     """Mean squared distance of a branch's patch tokens, after the last norm, to the dense path's at the same places."""
     assert dense.tokens is not None and branch.tokens is not None
     theirs, own = dense.tokens[:, 1:], branch.tokens[:, 1:]
-    if branch.kept is not None:
-        theirs = theirs.gather(1, branch.kept[:, :, None].expand(-1, -1, theirs.shape[2]))
-    return F.mse_loss(norm(own).float(), norm(theirs).detach().float())
+    if branch.kept is None:
+        return F.mse_loss(norm(own).float(), norm(theirs).detach().float())
+    patch = branch.kept >= 0  # what was fused has no place in the image
+    own = own[:, : branch.kept.shape[1]]  # nor has the last stage's fused token
+    theirs = theirs.gather(1, branch.kept.clamp(min=0)[:, :, None].expand(-1, -1, theirs.shape[2]))
+    return F.mse_loss(norm(own)[patch].float(), norm(theirs)[patch].detach().float())
 
 
 def router_features_loss(model: AtheModel, spec: TrainSpec) -> Loss:

@@ -167,9 +167,16 @@ def _output_of(file: RecipeFile, asked: Path | None) -> Path:
     _train_spec(file)
     if asked is not None:
         return asked
-    if file.recipe.checkpoint.path is None:
+    checkpoint = file.recipe.checkpoint
+    if checkpoint.path is None:
         raise RecipeError(
             "names no checkpoint to write", where="checkpoint.path", remedy="set checkpoint.path, or pass --output"
+        )
+    if checkpoint.shared:
+        raise RecipeError(
+            f"{checkpoint.path} is another recipe's checkpoint and is not overwritten",
+            where="checkpoint.shared",
+            remedy="pass --output, and build with --checkpoint; or set a checkpoint.path of its own without shared",
         )
     return file.resolve(file.recipe.checkpoint.path)
 
