@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from athe_export.model.athe import AtheModel
+from athe_export.model.biformer import BiFormer
 from athe_export.model.deit import DeiT, PruneStage, Seen, Trace
 from athe_export.model.router import MobileNetV1Router
 from athe_export.recipe import BranchSpec
@@ -22,8 +23,8 @@ class BranchModule(DeiT):
     """
 
     def __init__(self, model: AtheModel, branch: BranchSpec) -> None:
-        super().__init__(model.backbone.spec)
-        self.load_state_dict(model.backbone.state_dict())
+        super().__init__(model.deit.spec)
+        self.load_state_dict(model.deit.state_dict())
         heads = model.heads(branch)
         for block, keep in zip(self.blocks, heads or (), strict=False):
             block.attn = block.attn.cut(keep)  # type: ignore[operator, union-attr]
@@ -94,7 +95,9 @@ def build_branch(model: AtheModel, branch: BranchSpec) -> BranchGraphSource:
     Raises:
         ValueError: the branch drops heads and the model has no head rank.
     """
-    return BranchGraphSource(branch.name, BranchModule(model, branch), model.recipe.model.image_size, "logits")
+    whole = isinstance(model.backbone, BiFormer)
+    module = model.backbone.deployed() if whole else BranchModule(model, branch)  # type: ignore[union-attr,operator]
+    return BranchGraphSource(branch.name, module, model.recipe.model.image_size, "logits")
 
 
 def build_router(model: AtheModel) -> BranchGraphSource:

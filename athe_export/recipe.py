@@ -24,8 +24,17 @@ Precision = Literal["int8", "fp32"]
 
 
 @dataclass(frozen=True)
+class BiFormerSpec:
+    depths: tuple[int, ...] = key("blocks of each stage", min=1, max=64)
+    top_k: tuple[int, ...] = key("regions that a region attends to, in each stage", min=1, max=4096)
+    regions: int = key("regions of a map along each side", default=7, min=1, max=64)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    arch: Literal["deit"] = key("backbone family")
+    """Of a BiFormer `patch`, `dim`, `heads` are the first stage's; each stage after it has twice the width and heads."""
+
+    arch: Literal["deit", "biformer"] = key("backbone family")
     image_size: int = key("input height and width, pixels", min=8, max=1024)
     patch: int = key("patch height and width, pixels", min=1, max=256)
     dim: int = key("embedding width", min=8, max=4096)
@@ -33,6 +42,7 @@ class ModelSpec:
     heads: int = key("attention heads a block", min=1, max=64)
     classes: int = key("number of classes", min=2, max=100000)
     mlp_ratio: float = key("hidden width of the MLP over dim", default=4.0, above=0, max=16)
+    biformer: BiFormerSpec | None = key("stages of a BiFormer; null: for any other arch", default=None)
 
     @property
     def patches(self) -> int:
@@ -45,10 +55,17 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class StructuredSpec:
+    importance: Literal["magnitude", "taylor", "hessian"] = key("what a channel is worth", default="taylor")
+    images: int = key("calibration images that taylor and hessian are measured on, at most", default=128, min=1)
+
+
+@dataclass(frozen=True)
 class CheckpointSpec:
     path: str | None = key("weights: .safetensors, or .pth of plain tensors", default=None)
     shared: bool = key("the file is another recipe's: `train` does not write it", default=False)
     sha256: str | None = key("sha256 of the file; checked where given", default=None, pattern=SHA256)
+    structured: StructuredSpec | None = key("a wider file is pruned to the model's sizes; null: refused", default=None)
     random_seed: int | None = key(
         "instead of a path: untrained weights of this seed (never gated)", default=None, min=0, max=MAX_SEED
     )

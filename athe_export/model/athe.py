@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from athe_export.model.biformer import BiFormer
 from athe_export.model.deit import DeiT, HeadRank, PruneStage, Trace
 from athe_export.model.router import MobileNetV1Router
 from athe_export.model.scorers import LEARNED, prune_stages
 from athe_export.recipe import BranchSpec, Recipe
 
 _SCORERS_OF = "of "
+_BACKBONES: dict[str, type[DeiT | BiFormer]] = {"deit": DeiT, "biformer": BiFormer}
 
 
 def _scorer_key(branch: str) -> str:
@@ -29,7 +31,7 @@ class AtheModel(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.backbone = DeiT(recipe.model)
+        self.backbone: DeiT | BiFormer = _BACKBONES[recipe.model.arch](recipe.model)
         self.scorers = nn.ModuleDict()
         for branch in recipe.branches:
             if branch.prune and branch.scorer in LEARNED:
@@ -37,6 +39,12 @@ class AtheModel(nn.Module):
                 self.scorers[_scorer_key(branch.name)] = nn.ModuleDict(stages)
         self.router = MobileNetV1Router() if recipe.router else None
         self.head_rank: HeadRank | None = None
+
+    @property
+    def deit(self) -> DeiT:
+        """The backbone of a recipe whose branches drop tokens or heads."""
+        assert isinstance(self.backbone, DeiT)
+        return self.backbone
 
     def initialise(self, seed: int) -> None:
         """Fresh weights, fixed by `seed`."""
@@ -84,6 +92,9 @@ class AtheModel(nn.Module):
 
         `seen` [batch, n]: the only patches that the network is given.
         """
+        if isinstance(self.backbone, BiFormer):
+            whole: Tensor = self.backbone(image)
+            return whole
         patches = (image.shape[-1] // self.recipe.model.patch) ** 2 if seen is None else seen.shape[1]
         y: Tensor = self.backbone(image, self.stages(branch, patches), self.heads(branch), trace, seen)
         return y

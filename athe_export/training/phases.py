@@ -32,7 +32,8 @@ def dense_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
         seen = _seen(model, image, phase.patch_keep)
-        return F.cross_entropy(model.backbone(image, seen=seen).float(), label, label_smoothing=spec.label_smoothing)
+        logits = model.backbone(image) if seen is None else model.deit(image, seen=seen)
+        return F.cross_entropy(logits.float(), label, label_smoothing=spec.label_smoothing)
 
     return loss
 
@@ -54,7 +55,7 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
         patches, seen = _seen(model, image, phase.patch_keep), Trace()
         every = phase.all_paths == 1 or torch.rand(()).item() < phase.all_paths
         with torch.set_grad_enabled(every):
-            dense = model.backbone(image, trace=seen, seen=patches).float()
+            dense = model.deit(image, trace=seen, seen=patches).float()
         teacher = dense.detach().log_softmax(-1)
         branches = model.recipe.branches if every else model.recipe.branches[:1]
         total = F.cross_entropy(dense, label, label_smoothing=spec.label_smoothing) if every else dense.new_zeros(())
@@ -69,7 +70,7 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
                     chosen.scores, seen.cls_attention[branch.prune[0].after_blocks :]
                 )
             if spec.distill_tokens:
-                total = total + spec.distill_tokens * _token_loss(model.backbone.norm, seen, chosen)
+                total = total + spec.distill_tokens * _token_loss(model.deit.norm, seen, chosen)
         return total / (every + len(branches))
 
     return loss

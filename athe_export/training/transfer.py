@@ -14,6 +14,7 @@ from athe_export.errors import CheckpointError
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import RANK, load_tensors, read_checkpoint, tensors_of
 from athe_export.model.deit import resize_positions
+from athe_export.model.structured import Batches, narrowed
 
 POSITIONS = "pos_embed"
 
@@ -33,20 +34,26 @@ class Transfer:
 
 
 @torch.no_grad()
-def transfer(model: AtheModel, path: Path) -> Transfer:
+def transfer(model: AtheModel, path: Path, images: Batches = ()) -> Transfer:
     """Starts `model` from a checkpoint file: timm's or Hugging Face's of any number of classes, ours, or a run's state.
 
     A tensor of the same name and shape is taken. A position embedding of another square grid is interpolated. What has
     another shape, like the head of another number of classes, starts afresh. The head rank is measured, never taken.
+    Where the recipe asks for it, a wider DeiT is pruned to the model's sizes first.
+
+    Args:
+        images: normalised, with labels, for the importance of channels.
 
     Raises:
         CheckpointError: the file cannot be read, is a distilled DeiT, or nothing in it fits the backbone.
     """
-    checkpoint, own = read_checkpoint(path), tensors_of(model)
+    checkpoint, own, remarks = read_checkpoint(path), tensors_of(model), []
+    if model.recipe.checkpoint.structured is not None:
+        checkpoint, said = narrowed(checkpoint, model.recipe, images, str(path))
+        remarks += [said] if said else []
     found = checkpoint.tensors
     fits = {n: t for n, t in found.items() if n in own and own[n].shape == t.shape}
-    remarks = []
-    resized = _positions(found.get(POSITIONS), own[POSITIONS]) if POSITIONS not in fits else None
+    resized = _positions(found.get(POSITIONS), own[POSITIONS]) if POSITIONS in own and POSITIONS not in fits else None
     if resized is not None:
         fits[POSITIONS] = resized
         remarks.append(f"{POSITIONS}: interpolated from {_grid(found[POSITIONS])} to {_grid(own[POSITIONS])} patches")
@@ -55,7 +62,7 @@ def transfer(model: AtheModel, path: Path) -> Transfer:
         for n, t in found.items()
         if n in own and n not in fits
     ]
-    if not any(n.startswith(("patch_embed.", "blocks.")) for n in fits):
+    if not any(n.startswith(("patch_embed.", "blocks.", "stages.")) for n in fits):
         lines = "".join(f"\n  {r}" for r in remarks)
         raise CheckpointError(
             f"nothing in it fits the backbone of the recipe{lines}",

@@ -25,6 +25,7 @@ RECIPES = sorted((ROOT / "recipes" / "baselines").glob("*.yaml"))
 SHARED = [p for p in RECIPES if load_recipe(p).recipe.checkpoint.shared]
 MICRO: dict[str, dict[str, Any]] = {
     "deit": {"image_size": 32, "patch": 8, "dim": 24},
+    "biformer": {"image_size": 32, "dim": 16, "depth": 2, "biformer": {"depths": [1, 1], "top_k": [1, 4], "regions": 2}},
 }
 
 each = pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

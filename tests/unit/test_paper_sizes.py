@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from athe_export.model.biformer import BiFormer
 from athe_export.model.deit import DeiT
 from athe_export.model.scorers import LEARNED, prune_stages
-from athe_export.recipe import BranchSpec, ModelSpec, PruneSpec
+from athe_export.recipe import BiFormerSpec, BranchSpec, ModelSpec, PruneSpec
 
 
 def deit(dim: int, scorer: str | None = None, keep: float = 1.0) -> tuple[float, float]:
@@ -52,3 +53,30 @@ def test_evit_has_the_size_of_its_paper(keep: float, macs: float) -> None:
     found = deit(384, "evit", keep)
     assert found[1] == pytest.approx(macs, abs=0.05)
     assert round(found[0], 1) == 22.1  # nothing to learn
+
+
+# Zhu et al., 2023, table 1 and the published models: T, S and B
+@pytest.mark.parametrize(
+    ("dim", "depths", "parameters", "macs"),
+    [(64, (2, 2, 8, 2), 13.1, 2.2), (64, (4, 4, 18, 4), 25.5, 4.5), (96, (4, 4, 18, 4), 56.8, 9.8)],
+)
+def test_biformer_has_the_size_of_its_paper(dim: int, depths: tuple[int, ...], parameters: float, macs: float) -> None:
+    stages = BiFormerSpec(depths, top_k=(1, 4, 16, 49))
+    spec = ModelSpec("biformer", 224, 4, dim, sum(depths), heads=dim // 32, classes=1000, mlp_ratio=3.0, biformer=stages)
+    with torch.device("meta"):
+        model = BiFormer(spec).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, 224, 224))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == parameters
+    assert counter.get_total_flops() / 2e9 == pytest.approx(macs, abs=0.05)
+
+
+def test_half_of_every_layer_of_deit_base_pruned_leaves_what_the_library_behind_pqv_mobile_reports() -> None:
+    """Torch-Pruning, its example for transformers: 86.57 M and 17.59 G to 22.05 M and 4.61 G."""
+    spec = ModelSpec("deit", image_size=224, patch=16, dim=384, depth=12, heads=12, classes=1000)
+    with torch.device("meta"):
+        model = DeiT(spec).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, 224, 224))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 22.05
+    assert counter.get_total_flops() / 2e9 == pytest.approx(4.61, abs=0.05)
