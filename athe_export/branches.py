@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from athe_export.model.athe import AtheModel
 from athe_export.model.biformer import BiFormer
-from athe_export.model.deit import DeiT, PruneStage, Seen, Trace
+from athe_export.model.deit import DeiT
 from athe_export.model.router import MobileNetV1Router
+from athe_export.model.tokens import PruneStage, Seen, Trace
 from athe_export.recipe import BranchSpec
 
 

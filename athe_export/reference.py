@@ -13,7 +13,7 @@ import torch
 
 from athe_export.branches import BranchGraphSource, BranchModule
 from athe_export.data.source import Dataset, Progress
-from athe_export.model.deit import Trace
+from athe_export.model.tokens import Trace
 from athe_export.parity.answers import TargetAnswers
 from athe_export.parity.reference import Reference
 from athe_export.preprocessing import Pixels, Preprocessing

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from athe_export.bundle.reader import Bundle
 from athe_export.data.source import Dataset, Progress
+from athe_export.model_spec import FUSING
 from athe_export.parity.answers import TargetAnswers, TokenFindings
 from athe_export.parity.hops import Key
 from athe_export.preprocessing import Preprocessing, Tensor
@@ -19,7 +20,6 @@ from athe_export.targets.litert.tokens import token_graphs as litert_token_graph
 from athe_export.targets.onnx.tokens import token_graphs as onnx_token_graphs
 
 TOKEN_IMAGES = 500  # of each branch, on which overlap is measured; a changed image is looked at wherever it stands
-FUSING = "evit"  # the scorer whose branches fuse what they drop
 _CUT: dict[str, Callable[[bytes], tuple[bytes, ...]]] = {"onnx": onnx_token_graphs, "litert": litert_token_graphs}
 Indices = npt.NDArray[np.int64]
 
@@ -59,7 +59,7 @@ def measure_tokens(
         positions = np.union1d(sampled, changed)
         chooser = _Chooser(tuple(map(ENGINES[system[0]], graphs)), preprocessing_of(bundle.manifest))
         chosen = [chooser.tokens(images, int(p)) for p in positions]
-        fused = branch.scorer == FUSING
+        fused = branch.scorer in FUSING
         remaining = {p: _remaining(stages, fused) for p, stages in zip(positions.tolist(), chosen, strict=True)}
         shared = [len(np.intersect1d(remaining[p], _kept(images, p))) / len(remaining[p]) for p in sampled.tolist()]
         overlap[branch.name], counts[branch.name] = float(np.mean(shared)), len(sampled)
@@ -100,7 +100,7 @@ def _kept(images: GateImages, position: int) -> Indices:
 def _remaining(stages: tuple[Indices, ...], fused: bool) -> Indices:
     """The patches that are left after the last stage: each stage counts among those that the one before has left.
 
-    With `fused`, the token that stage n has fused comes last there; it is -n, as in `deit.Trace`.
+    With `fused`, the token that stage n has fused comes last there; it is -n, as in `tokens.Trace`.
     """
     left = stages[0]
     for number, stage in enumerate(stages[1:], 1):

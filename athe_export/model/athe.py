@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from athe_export.model.biformer import BiFormer
-from athe_export.model.deit import DeiT, HeadRank, PruneStage, Trace
+from athe_export.model.deit import DeiT, HeadRank
 from athe_export.model.router import MobileNetV1Router
 from athe_export.model.scorers import LEARNED, prune_stages
+from athe_export.model.tokens import PruneStage, Trace
 from athe_export.recipe import BranchSpec, Recipe
 
 _SCORERS_OF = "of "

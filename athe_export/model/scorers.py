@@ -1,4 +1,4 @@
-"""What tokens are scored by, in a branch of any recipe; the highest scores are kept (`deit.PruneStage`).
+"""What tokens are scored by, in a branch of any recipe; the highest scores are kept (`tokens.PruneStage`).
 
 | `scorer` | scores | cut |
 |---|---|---|
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from athe_export.model.deit import PruneStage, Seen
+from athe_export.model.tokens import PruneStage, Seen
 from athe_export.recipe import BranchSpec
 
 

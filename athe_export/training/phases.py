@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athe_export.model.athe import AtheModel
-from athe_export.model.deit import Trace
+from athe_export.model.tokens import Trace
 from athe_export.recipe import PhaseSpec, TrainSpec
 from athe_export.training.plan import generator_of
 

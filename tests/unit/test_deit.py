@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from athe_export.model.deit import DeiT, PruneStage, choose_tokens, straight_through_bias
+from athe_export.model.deit import DeiT
 from athe_export.model.scorers import LinearScorer
+from athe_export.model.tokens import PruneStage, choose_tokens, straight_through_bias
 from athe_export.recipe import ModelSpec
 
 SPEC = ModelSpec("deit", image_size=32, patch=8, dim=24, depth=3, heads=3, classes=10)

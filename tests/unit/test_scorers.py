@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from athe_export.model.deit import Attended, DeiT, PruneStage, Seen, Trace
+from athe_export.model.deit import DeiT
 from athe_export.model.scorers import LEARNED, Significance, TokenPredictor, prune_stages
+from athe_export.model.tokens import Attended, PruneStage, Seen, Trace
 from athe_export.recipe import BranchSpec, ModelSpec, PruneSpec
 
 SPEC = ModelSpec("deit", image_size=32, patch=8, dim=24, depth=3, heads=3, classes=10)
@@ -129,9 +132,10 @@ def test_scores_without_weights_are_not_explored_in_training(backbone: DeiT, kin
     assert torch.equal(deployed.kept.sort().values, trained.kept.sort().values)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", list(LEARNED))
-def test_training_gives_every_weight_of_a_learned_scorer_a_gradient(backbone: DeiT, kind: str) -> None:
-    cut = stages(kind, 0.5)
+def test_training_gives_every_weight_of_a_learned_scorer_a_gradient(backbone: DeiT, kind: str, fused: bool) -> None:
+    cut = [replace(stage, fused=fused) for stage in stages(kind, 0.5)]
     backbone.train()
     F.cross_entropy(backbone(drawn(4, 3, 32, 32), cut), torch.arange(4)).backward()
     assert cut[0].scorer is not None

@@ -8,7 +8,7 @@ import torch
 
 from athe_export.branches import BranchGraphSource, BranchModule, build_branch
 from athe_export.model.athe import AtheModel
-from athe_export.model.deit import Trace
+from athe_export.model.tokens import Trace
 from athe_export.preprocessing import Tensor
 from athe_export.recipe import load_recipe
 from athe_export.runtime.litert_session import LitertSession
