@@ -31,11 +31,12 @@ class LinearScorer(nn.Linear):
 
 
 class TokenPredictor(nn.Module):
-    """The prediction module of DynamicViT (Rao et al., NeurIPS 2021, section 3.2).
+    """The prediction module of DynamicViT (Rao et al., NeurIPS 2021, section 3.2, eq. 1 to 5).
 
     A first MLP gives each token local features and, averaged over the tokens, all of them the same global ones, half of
-    the width each (z_local, z_global = Agg(·), with C' = C / 2); a second one makes of both the probabilities pi to drop
-    and to keep the token. The score is ln(keep / drop): the order is that of pi, and its sigmoid is pi.
+    the width each: z_local = MLP(x), z_global = Agg(MLP(x)), z = [z_local, z_global]. A second one makes of both the
+    probabilities to drop and to keep the token, pi = Softmax(MLP(z)). The score is ln(keep / drop): the order is that of
+    the probability to keep, which is the score's sigmoid.
     """
 
     def __init__(self, dim: int) -> None:

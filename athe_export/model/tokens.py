@@ -50,7 +50,7 @@ class Trace:
     """What a forward pass saw, for training: CLS attention to the patches, [batch, heads, patches] per block, the first
     prune stage's scores [batch, patches], which patches remained [batch, k], and the last block's [batch, 1 + k, dim].
 
-    Among the patches that remained, -n is the token that prune stage n has fused.
+    Among the patches that remained, -n is the token that prune stage n has fused, where the branch fuses any.
     """
 
     cls_attention: list[Tensor] = field(default_factory=list)
@@ -58,13 +58,14 @@ class Trace:
     kept: Tensor | None = None
     tokens: Tensor | None = None
     stages: int = 0
+    fused: bool = False
 
     def keep(self, index: Tensor, fused: bool) -> None:
         """What reached a stage stays at `index` [batch, k]; `fused`: the last of it is what the stage before has fused."""
         if self.kept is not None:
             reaching = F.pad(self.kept, (0, 1), value=-self.stages) if fused else self.kept
             index = reaching.gather(1, index)
-        self.kept, self.stages = index, self.stages + 1
+        self.kept, self.stages, self.fused = index, self.stages + 1, fused
 
 
 def cut_tokens(
@@ -111,9 +112,9 @@ def choose_tokens(scores: Tensor, k: int, explore: bool) -> Tensor:
 def fuse_rest(patches: Tensor, worth: Tensor, kept: Tensor) -> Tensor:
     """The patches [batch x n, dim] that are not `kept`, int64 [batch, k] rows of them, as one token: [batch, 1, dim].
 
-    Inattentive token fusion of EViT (Liang et al., Not All Patches are What You Need, ICLR 2022, section 3.3): their sum,
-    weighted by the attention `worth` [batch, n] that CLS pays to each. It is taken as the sum of all less that of the
-    kept ones, so that nothing has to be looked up but these.
+    Inattentive token fusion of EViT (Liang et al., Not All Patches are What You Need, ICLR 2022, section 3.3), x_fused =
+    sum of a_i x_i over the inattentive tokens i, where a_i, `worth` [batch, n], is the attention that CLS pays to each. It
+    is taken as the sum over all less that over the kept ones, so that nothing has to be looked up but these.
     """
     batch, k = kept.shape
     weighted = patches * worth.reshape(-1, 1)

@@ -95,10 +95,11 @@ def _token_loss(norm: nn.Module, dense: Trace, branch: Trace) -> Tensor:
     theirs, own = dense.tokens[:, 1:], branch.tokens[:, 1:]
     if branch.kept is None:
         return F.mse_loss(norm(own).float(), norm(theirs).detach().float())
-    patch = branch.kept >= 0  # what was fused has no place in the image
-    own = own[:, : branch.kept.shape[1]]  # nor has the last stage's fused token
     theirs = theirs.gather(1, branch.kept.clamp(min=0)[:, :, None].expand(-1, -1, theirs.shape[2]))
-    return F.mse_loss(norm(own)[patch].float(), norm(theirs)[patch].detach().float())
+    if branch.fused:  # what was fused has no place in the image; the last stage's is behind the kept ones
+        patch = branch.kept >= 0
+        theirs, own = theirs[patch], own[:, : branch.kept.shape[1]][patch]
+    return F.mse_loss(norm(own).float(), norm(theirs).detach().float())
 
 
 def router_features_loss(model: AtheModel, spec: TrainSpec) -> Loss:

@@ -13,12 +13,16 @@ import pytest
 import yaml
 
 from athe_export.bundle.reader import open_bundle
+from athe_export.data.calibration import read_calibration_set
+from athe_export.data.shapes import SIZES
+from athe_export.model.athe import AtheModel
+from athe_export.model.checkpoint import save_checkpoint
 from athe_export.pipeline import run_build
 from athe_export.plan import plan_build
 from athe_export.recipe import RecipeFile, load_recipe
 from athe_export.shipped import copy_recipe, shipped_recipes
 from athe_export.training.train import train_recipe
-from tests.conftest import BOTH, ROOT, TINY, SilentWatch, write_recipe
+from tests.conftest import BOTH, ROOT, TINY, SilentWatch, spread_scores, write_recipe
 from tests.tools import cli, refused
 
 RECIPES = sorted((ROOT / "recipes" / "baselines").glob("*.yaml"))
@@ -68,8 +72,9 @@ def test_a_baseline_on_another_recipes_checkpoint_pins_it_and_never_trains_over_
 
 
 @each
-def test_a_baseline_trains(path: Path, tiny_inputs: Path, tmp_path: Path) -> None:
+def test_a_baseline_trains(path: Path, tiny_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of its plan, of all but the router."""
+    monkeypatch.setattr("athe_export.data.shapes.SIZES", SIZES | {"holdout": 40, "test": 40})
     file = shrunk(path, tmp_path, tiny_inputs)
     result = train_recipe(file, output=tmp_path / "a.safetensors", max_minutes=0, device="cpu", report=lambda line: None)
     assert not result.complete and result.path.name == "a.partial.safetensors"
@@ -89,11 +94,20 @@ def scored(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path,) = (p for p in RECIPES if p.stem == "three_branches_cifar100")
     prune = [{"after_blocks": 1, "keep": 0.5}, {"after_blocks": 2, "keep": 0.7}]
     branches = [{"name": s, "heads": 3, "prune": prune, "scorer": s} for s in ("evit", "ats", "dynamicvit")]
-    model = TINY["model"]
-    trained = shrunk(path, folder, tiny_inputs, model=model, branches=branches)
-    train_recipe(trained, output=folder / "a.safetensors", max_minutes=0, device="cpu", report=lambda line: None)
-    changes = {"branches": branches, "targets": BOTH, "checkpoint": {"path": "a.partial.safetensors"}, "model": model}
-    run_build(shrunk(path, folder, tiny_inputs, **changes), folder / "bundle", SilentWatch())
+    router = {"arch": "mobilenet_v1_0.25", "image_size": 32, "threshold": {"share_simple": 0.34}}
+    changes = {
+        "model": TINY["model"],
+        "branches": branches,
+        "router": router,
+        "targets": BOTH,
+        "checkpoint": {"path": "a.safetensors"},
+    }
+    file = shrunk(path, folder, tiny_inputs, **changes)
+    model = AtheModel(file.recipe)
+    model.initialise(3)
+    spread_scores(model, file.recipe, read_calibration_set(folder / "calibration.yaml").ids)
+    save_checkpoint(folder / "a.safetensors", model, {})  # a file of weights is gated, whatever they are
+    run_build(file, folder / "bundle", SilentWatch())
     return folder / "bundle"
 
 

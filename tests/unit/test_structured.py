@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from athe_export.data.shapes import SIZES
 from athe_export.errors import CheckpointError, RecipeError
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import Checkpoint, build_model, random_checkpoint, read_checkpoint
@@ -151,8 +152,9 @@ def test_a_build_prunes_the_file_by_its_calibration_images_and_says_what_it_left
 
 
 def test_training_starts_from_the_pruned_file_and_writes_the_smaller_model(
-    tiny: Callable[..., Path], tmp_path: Path
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("athe_export.data.shapes.SIZES", SIZES | {"holdout": 40, "test": 40})
     file, said = load_recipe(tiny(**SIZED)), []
     result = train_recipe(
         file, init=file.resolve("tiny.safetensors"), output=tmp_path / "a.safetensors", device="cpu", report=said.append
