@@ -1,8 +1,8 @@
 """Structured pruning: a wider DeiT's weights to those of a narrower one, channel by channel, the most important ones kept.
 
 As in PQV-Mobile (Bhardwaj, PQV-Mobile: A Combined Pruning and Quantization Toolkit to Optimize Vision Transformers for
-Mobile Applications, 2024): channels that hang together go together (Fang et al., DepGraph, CVPR 2023, section 3.2), ranked by
-magnitude, Taylor or Hessian importance, and the same share of every layer goes. Three kinds of channels make up a DeiT:
+Mobile Applications, 2024): channels that hang together go together (Fang et al., DepGraph, CVPR 2023, section 3.2), ranked
+by magnitude, Taylor or Hessian importance, and the same share of every layer goes. Three kinds of them make up a DeiT:
 
 - its width: the residual stream's, in all layers at once;
 - a block's hidden channels: a row of `mlp.fc1` and the column of `mlp.fc2`;

@@ -13,6 +13,7 @@ from athe_export.model.deit import DeiT
 from athe_export.model.scorers import LEARNED, Significance, TokenPredictor, prune_stages
 from athe_export.model.tokens import Attended, PruneStage, Seen, Trace
 from athe_export.recipe import BranchSpec, ModelSpec, PruneSpec
+from athe_export.training.phases import _token_loss
 
 SPEC = ModelSpec("deit", image_size=32, patch=8, dim=24, depth=3, heads=3, classes=10)
 KINDS = ("linear", "dynamicvit", "cls_attention", "evit", "ats")
@@ -119,6 +120,18 @@ def test_the_trace_tells_fused_tokens_from_patches(backbone: DeiT) -> None:
     assert bool(((trace.kept == -1).sum(1) == 1).all())
     patches = trace.kept[trace.kept >= 0]
     assert len(patches) == 32 and int(patches.max()) < 16
+
+
+def test_the_distance_to_the_dense_paths_tokens_is_of_patches_alone(backbone: DeiT) -> None:
+    """A fused token, kept by a later stage or behind its tokens, has no counterpart in the dense path."""
+    image, dense, branch = drawn(8, 3, 32, 32), Trace(), Trace()
+    backbone(image, trace=dense)
+    backbone(image, stages("evit", 0.5, 0.75), trace=branch)
+    assert branch.kept is not None and branch.tokens is not None and dense.tokens is not None
+    assert bool((branch.kept < 0).any()) and branch.tokens.shape[1] == 1 + 7 + 1
+    pairs = [(b, slot, int(p)) for b in range(8) for slot, p in enumerate(branch.kept[b]) if p >= 0]
+    squares = [(branch.tokens[b, 1 + slot] - dense.tokens[b, 1 + p]).square().mean() for b, slot, p in pairs]
+    torch.testing.assert_close(_token_loss(nn.Identity(), dense, branch), torch.stack(squares).mean())
 
 
 @pytest.mark.parametrize("kind", ["cls_attention", "evit", "ats"])
