@@ -15,7 +15,7 @@ from athe_export.branches import BranchGraphSource, graph_sources
 from athe_export.data.calibration import BranchShare, CalibrationSet, split_by_branch
 from athe_export.data.source import Dataset, Progress, require_split
 from athe_export.model.athe import AtheModel
-from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
+from athe_export.model.checkpoint import build_model, grouped, random_checkpoint, read_checkpoint
 from athe_export.model.equalise import equalised, measure_ranges, require_same
 from athe_export.model.heads import head_importance, rank_heads
 from athe_export.model.structured import narrowed
@@ -85,7 +85,7 @@ def load_system(file: RecipeFile, images: CalibrationImages, seed: int | None, p
         checkpoint, pruned = narrowed(checkpoint, recipe, _labelled(recipe, images), where)
     model, unused = build_model(recipe, checkpoint, where)
     notes = [pruned] if pruned else []
-    notes += [f"checkpoint tensors without a use in this recipe: {', '.join(unused)}"] if unused else []
+    notes += [f"checkpoint tensors without a use in this recipe: {grouped(unused)}"] if unused else []
     if model.head_rank is None and any(b.heads < recipe.model.heads for b in recipe.branches):
         batches = (torch.from_numpy(t) for t in images.tensors(None, recipe.model.image_size))
         model.head_rank = rank_heads(head_importance(model.deit, batches))

@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,6 +197,12 @@ def save_checkpoint(path: Path, model: AtheModel, metadata: dict[str, object]) -
     staging.write_bytes(content)
     staging.replace(path)
     return hashlib.sha256(content).hexdigest()
+
+
+def grouped(names: Iterable[str]) -> str:
+    """Tensor names as the parts that they belong to, with counts: `blocks.11 (12), scorers.simple (2)`."""
+    parts = Counter(".".join(n.split(".")[: 2 if n.startswith(("blocks.", "scorers.")) else 1]) for n in names)
+    return ", ".join(part if count == 1 else f"{part} ({count})" for part, count in parts.items())
 
 
 def _load(model: AtheModel, tensors: dict[str, Tensor]) -> None:

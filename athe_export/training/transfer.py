@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from athe_export.errors import CheckpointError
 from athe_export.model.athe import AtheModel
-from athe_export.model.checkpoint import RANK, load_tensors, read_checkpoint, tensors_of
+from athe_export.model.checkpoint import RANK, grouped, load_tensors, read_checkpoint, tensors_of
 from athe_export.model.deit import resize_positions
 from athe_export.model.structured import Batches, narrowed
 
@@ -70,11 +69,11 @@ def transfer(model: AtheModel, path: Path, images: Batches = ()) -> Transfer:
             remedy="give a state dict of timm or Hugging Face of the same architecture, or correct model in the recipe",
         )
     if left := [n for n in found if n not in own and n != RANK]:
-        remarks.append(f"of no use here: {_grouped(left)}")
+        remarks.append(f"of no use here: {grouped(left)}")
     if RANK in found:
         remarks.append(f"{RANK}: measured anew before the adaptive phases")
     if absent := [n for n in own if n not in found]:
-        remarks.append(f"not in it, start afresh: {_grouped(absent)}")
+        remarks.append(f"not in it, start afresh: {grouped(absent)}")
     load_tensors(model, own | fits)
     assert checkpoint.sha256 is not None
     return Transfer(path.name, checkpoint.sha256, len(fits), len(own), tuple(remarks))
@@ -95,9 +94,3 @@ def _grid(positions: Tensor) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _grouped(names: list[str]) -> str:
-    """Tensor names as the parts that they belong to, with counts: `blocks.11 (12), scorers.simple (2)`."""
-    parts = Counter(".".join(n.split(".")[: 2 if n.startswith(("blocks.", "scorers.")) else 1]) for n in names)
-    return ", ".join(part if count == 1 else f"{part} ({count})" for part, count in parts.items())
