@@ -70,9 +70,12 @@ class BiLevelRoutingAttention(nn.Module):
 
     def _routed(self, query: Tensor, key_value: Tensor, batch: int) -> Tensor:
         count, dim = self.regions.count**2, query.shape[1]
-        region_query = query.reshape(batch, count, -1, dim).mean(2)
-        region_key = key_value[:, :dim].reshape(batch, count, -1, dim).mean(2)
-        routed = (region_query @ region_key.transpose(1, 2)).topk(self.top_k, dim=2).indices
+        by_head = (batch, count, self.heads, dim // self.heads)
+        region_query = query.reshape(batch, count, -1, dim).mean(2).reshape(by_head).transpose(1, 2)
+        region_key = key_value[:, :dim].reshape(batch, count, -1, dim).mean(2).reshape(by_head).permute(0, 2, 3, 1)
+        # head by head, though only their sum counts: of a single product the converter to LiteRT makes a fully connected
+        # layer whose weight is the key, which XNNPACK does not take
+        routed = (region_query @ region_key).sum(1).topk(self.top_k, dim=2).indices
         if batch > 1:
             routed = routed + count * torch.arange(batch, device=routed.device)[:, None, None]
         table = key_value.reshape(batch * count, -1)  # a row holds all keys and values of a region

@@ -99,7 +99,7 @@ def scored(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": TINY["model"],
         "branches": branches,
         "router": router,
-        "targets": BOTH,
+        "targets": BOTH | {"litert": BOTH["litert"] | {"quantize": {"keep_float": ["router.*"]}}},
         "checkpoint": {"path": "a.safetensors"},
     }
     file = shrunk(path, folder, tiny_inputs, **changes)
