@@ -96,8 +96,8 @@ def build_branch(model: AtheModel, branch: BranchSpec) -> BranchGraphSource:
     Raises:
         ValueError: the branch drops heads and the model has no head rank.
     """
-    whole = isinstance(model.backbone, BiFormer)
-    module = model.backbone.deployed() if whole else BranchModule(model, branch)  # type: ignore[union-attr,operator]
+    backbone = model.backbone
+    module = backbone.deployed() if isinstance(backbone, BiFormer) else BranchModule(model, branch)
     return BranchGraphSource(branch.name, module, model.recipe.model.image_size, "logits")
 
 

@@ -180,8 +180,10 @@ class BiFormer(nn.Module):
                 part[i] = nn.Identity()
         norm, head = made.norm, made.head
         with torch.no_grad():
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # type: ignore[operator]
-            head.bias.add_(head.weight @ (norm.bias - norm.running_mean * scale))  # type: ignore[operator]
+            mean, variance = norm.running_mean, norm.running_var
+            assert mean is not None and variance is not None
+            scale = norm.weight / torch.sqrt(variance + norm.eps)
+            head.bias.add_(head.weight @ (norm.bias - mean * scale))
             head.weight.mul_(scale)
         made.norm = nn.Identity()  # type: ignore[assignment]
         return made

@@ -182,9 +182,9 @@ class DeiT(nn.Module):
         for index, block in enumerate(self.blocks):
             keep, depth = heads[index] if heads else None, self._depth(index, x, batch)
             if index in inside:
-                x, attended = block.attend(x, batch, keep, bias, depth)  # type: ignore[operator,union-attr]
+                x, attended = block.attend(x, batch, keep, bias, depth)  # type: ignore[operator]
                 x, bias = cut_tokens(x, batch, inside[index], attended, trace, self.training)
-                x = block.feed(x, depth)  # type: ignore[operator,union-attr]
+                x = block.feed(x, depth)  # type: ignore[operator]
             else:
                 x, attended = block(x, batch, keep, bias, depth)
             if trace is not None:

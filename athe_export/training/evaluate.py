@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,7 @@ def router_scores(
 
 
 def _branch_paths(model: AtheModel) -> list[_Path]:
-    return [lambda image, branch=b: model.logits(image, branch) for b in model.recipe.branches]
+    return [partial(model.logits, branch=b) for b in model.recipe.branches]
 
 
 def _correct(

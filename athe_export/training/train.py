@@ -188,7 +188,7 @@ def _output_of(file: RecipeFile, asked: Path | None) -> Path:
             where="checkpoint.shared",
             remedy="pass --output, and build with --checkpoint; or set a checkpoint.path of its own without shared",
         )
-    return file.resolve(file.recipe.checkpoint.path)
+    return file.resolve(checkpoint.path)
 
 
 def _check_state(folder: Path, resume: bool) -> None:
