@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from athe_export.model.athe import AtheModel
-from athe_export.model.deit import DeiT, PruneStage, Trace
+from athe_export.model.biformer import BiFormer
+from athe_export.model.deit import DeiT
 from athe_export.model.router import MobileNetV1Router
+from athe_export.model.tokens import PruneStage, Seen, Trace
 from athe_export.recipe import BranchSpec
 
 
@@ -22,14 +24,14 @@ class BranchModule(DeiT):
     """
 
     def __init__(self, model: AtheModel, branch: BranchSpec) -> None:
-        super().__init__(model.backbone.spec)
-        self.load_state_dict(model.backbone.state_dict())
+        super().__init__(model.deit.spec)
+        self.load_state_dict(model.deit.state_dict())
         heads = model.heads(branch)
         for block, keep in zip(self.blocks, heads or (), strict=False):
             block.attn = block.attn.cut(keep)  # type: ignore[operator, union-attr]
         stages = model.stages(branch)
         self.scorers = nn.ModuleDict({str(s.after): copy.deepcopy(s.scorer) for s in stages if s.scorer is not None})
-        self.kept = tuple((s.after, s.k) for s in stages)
+        self.cuts = tuple(replace(s, scorer=None) for s in stages)
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
@@ -41,24 +43,25 @@ class BranchModule(DeiT):
 
     def with_tokens(self, image: Tensor, chosen: Sequence[Tensor]) -> Tensor:
         """Logits where every prune stage keeps the tokens it is told, int64 [batch, k] a stage, in place of the best."""
-        told = [PruneStage(a, k, _ToldTokens(c)) for (a, k), c in zip(self.kept, chosen, strict=True)]
+        told = [replace(cut, scorer=_ToldTokens(c)) for cut, c in zip(self.cuts, chosen, strict=True)]
         return super().forward(image, told)
 
     def _stages(self) -> list[PruneStage]:
-        return [PruneStage(a, k, self.scorers[str(a)] if str(a) in self.scorers else None) for a, k in self.kept]
+        scorers = {cut.after: self.scorers[str(cut.after)] for cut in self.cuts if str(cut.after) in self.scorers}
+        return [replace(cut, scorer=scorers.get(cut.after)) for cut in self.cuts]
 
 
 class _ToldTokens(nn.Module):
-    """Scores tokens [batch x n, dim] so that those of `chosen` [batch, k] are the best, in their order: [batch x n, 1]."""
+    """Scores tokens so that those of `chosen` [batch, k] are the best, in their order."""
 
     def __init__(self, chosen: Tensor) -> None:
         super().__init__()
         self.chosen = chosen
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, seen: Seen) -> Tensor:
         batch, k = self.chosen.shape
-        ranks = torch.arange(k, 0, -1, dtype=tokens.dtype).expand(batch, k)
-        return torch.zeros(batch, tokens.shape[0] // batch).scatter(1, self.chosen, ranks).reshape(-1, 1)
+        ranks = torch.arange(k, 0, -1, dtype=seen.patches.dtype).expand(batch, k)
+        return torch.zeros(batch, seen.patches.shape[0] // batch).scatter(1, self.chosen, ranks)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,9 @@ def build_branch(model: AtheModel, branch: BranchSpec) -> BranchGraphSource:
     Raises:
         ValueError: the branch drops heads and the model has no head rank.
     """
-    return BranchGraphSource(branch.name, BranchModule(model, branch), model.recipe.model.image_size, "logits")
+    backbone = model.backbone
+    module = backbone.deployed() if isinstance(backbone, BiFormer) else BranchModule(model, branch)
+    return BranchGraphSource(branch.name, module, model.recipe.model.image_size, "logits")
 
 
 def build_router(model: AtheModel) -> BranchGraphSource:

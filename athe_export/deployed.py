@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from athe_export.branches import BranchGraphSource, BranchModule
 from athe_export.model.deit import Attention, Block, PatchEmbed
 from athe_export.model.equalise import unfolded
+from athe_export.model.tokens import Attended
 from athe_export.preprocessing import Preprocessing
 
 PLAIN, CENTRED, UNFOLDED = "plain", "centred", "unfolded"
@@ -117,14 +118,15 @@ class HeadByHead(nn.Module):
         self.qkv = _linear(weight.transpose(0, 1).flatten(0, 2), bias.transpose(0, 1).flatten())
         self.proj = attention.proj
 
-    def forward(self, x: Tensor, batch: int, keep: None = None, bias: None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, batch: int, keep: None = None, bias: None = None) -> tuple[Tensor, Attended]:
         """As of `Attention`, for a batch of 1 and all heads there are."""
         parts = self.qkv(x).split(self.head_dim, 1)
         mixed, probabilities = [], []
         for q, k, v in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
             probabilities.append((q @ k.transpose(0, 1)).softmax(-1))
             mixed.append(probabilities[-1] @ v)
-        return self.proj(mixed[0] if self.heads == 1 else torch.cat(mixed, 1)), torch.stack(probabilities)[None]
+        output = self.proj(mixed[0] if self.heads == 1 else torch.cat(mixed, 1))
+        return output, Attended(torch.stack(probabilities)[None], torch.stack(parts[2::3])[None])
 
 
 class RmsNorm(nn.Module):
@@ -147,7 +149,7 @@ class Centre(nn.Module):
 
 def _centre(model: BranchModule, patches: nn.Linear, blocks: Sequence[Block]) -> None:
     """Norms without a mean, from behind the last choice of tokens on; before it, with the mean taken away in each."""
-    start = max((after for after, _ in model.kept), default=0)
+    start = max((cut.after + cut.inside for cut in model.cuts), default=0)
     for index, block in enumerate(blocks):
         attention, mlp = block.attn, block.mlp
         block.norm1 = _folded(block.norm1, attention.qkv, index >= start)  # type: ignore[assignment]
@@ -155,9 +157,10 @@ def _centre(model: BranchModule, patches: nn.Linear, blocks: Sequence[Block]) ->
         if index >= start:
             _take_mean(attention.proj)
             _take_mean(mlp.fc2)
-    model.norm = _folded(model.norm, model.head, centred=True)  # type: ignore[assignment]
+    model.norm = _folded(model.norm, model.head, start < len(blocks))  # type: ignore[assignment]
     if start:
-        blocks[start].enter = Centre()
+        for block in blocks[start : start + 1]:
+            block.enter = Centre()
         return
     _take_mean(patches)
     for tokens in (model.cls_token, model.pos_embed):

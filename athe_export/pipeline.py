@@ -144,7 +144,8 @@ def _calibration(file: RecipeFile, dataset: Dataset) -> CalibrationImages:
     check_calibration_set(found, path, dataset, data.gate.split, len(_gate_ids(file, dataset)))
     preprocessing = Preprocessing(**vars(data.preprocessing))
     sources = tuple(preprocessing.source(dataset.image(found.split, i)) for i in found.ids)
-    return CalibrationImages(found, sources, preprocessing)
+    labels = tuple(int(label) for label in dataset.labels(found.split)[list(found.ids)])
+    return CalibrationImages(found, sources, preprocessing, labels)
 
 
 def _gate_ids(file: RecipeFile, dataset: Dataset) -> npt.NDArray[np.int64]:

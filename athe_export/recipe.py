@@ -12,42 +12,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 from athe_export.errors import RecipeError
+from athe_export.model_spec import NAME
+from athe_export.model_spec import BiFormerSpec as BiFormerSpec  # keys of a recipe like all others, wherever they stand
+from athe_export.model_spec import BranchSpec as BranchSpec
+from athe_export.model_spec import ModelSpec as ModelSpec
+from athe_export.model_spec import PruneSpec as PruneSpec
 from athe_export.recipe_checks import contradictions
 from athe_export.schema import DocumentReader, json_schema, key
 from athe_export.train_spec import MAX_SEED
-from athe_export.train_spec import PhaseSpec as PhaseSpec  # keys of a recipe like all others, wherever they stand
+from athe_export.train_spec import PhaseSpec as PhaseSpec
 from athe_export.train_spec import TrainSpec as TrainSpec
 
-NAME = r"[a-z0-9][a-z0-9_.-]*"
 SHA256 = r"[0-9a-f]{64}"
 Precision = Literal["int8", "fp32"]
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    arch: Literal["deit"] = key("backbone family")
-    image_size: int = key("input height and width, pixels", min=8, max=1024)
-    patch: int = key("patch height and width, pixels", min=1, max=256)
-    dim: int = key("embedding width", min=8, max=4096)
-    depth: int = key("number of blocks", min=1, max=64)
-    heads: int = key("attention heads a block", min=1, max=64)
-    classes: int = key("number of classes", min=2, max=100000)
-    mlp_ratio: float = key("hidden width of the MLP over dim", default=4.0, above=0, max=16)
-
-    @property
-    def patches(self) -> int:
-        """Number of patch tokens of an image, the CLS token not counted."""
-        return (self.image_size // self.patch) ** 2
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
+class StructuredSpec:
+    importance: Literal["magnitude", "taylor", "hessian"] = key("what a channel is worth", default="taylor")
+    images: int = key("calibration images that taylor and hessian are measured on, at most", default=128, min=1)
 
 
 @dataclass(frozen=True)
 class CheckpointSpec:
     path: str | None = key("weights: .safetensors, or .pth of plain tensors", default=None)
+    shared: bool = key("the file is another recipe's: `train` does not write it", default=False)
     sha256: str | None = key("sha256 of the file; checked where given", default=None, pattern=SHA256)
+    structured: StructuredSpec | None = key("a wider file is pruned to the model's sizes; null: refused", default=None)
     random_seed: int | None = key(
         "instead of a path: untrained weights of this seed (never gated)", default=None, min=0, max=MAX_SEED
     )
@@ -96,28 +87,6 @@ class RouterSpec:
     arch: Literal["mobilenet_v1_0.25"] = key("router network")
     image_size: int = key("router input height and width, pixels", min=32, max=512)
     threshold: Threshold = key("a number, {max_drop_pp: …} or {share_simple: …}")
-
-
-@dataclass(frozen=True)
-class PruneSpec:
-    after_blocks: int = key("tokens are pruned after this many blocks", min=1, max=64)
-    keep: float = key("share of the patch tokens reaching that block that is kept", above=0, max=1)
-
-
-@dataclass(frozen=True)
-class BranchSpec:
-    name: str = key("branch name", pattern=NAME)
-    heads: int = key("heads kept in every block, the best by rank", min=1, max=64)
-    prune: tuple[PruneSpec, ...] = key("where tokens are pruned; none: dense", default=())
-    scorer: Literal["linear", "cls_attention"] = key("token scores: learned linear, or CLS attention", default="linear")
-
-    def kept_tokens(self, patches: int) -> tuple[tuple[int, int], ...]:
-        """(after_blocks, k) per prune stage; k = round-half-up of keep x those of the patch tokens that reach it."""
-        stages, tokens = [], patches
-        for stage in self.prune:
-            tokens = int(stage.keep * tokens + 0.5)
-            stages.append((stage.after_blocks, tokens))
-        return tuple(stages)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,41 @@ def _check_model(r: Recipe, sound: _Sound) -> _Found:
         yield ("model", "heads"), f"{m.heads} does not divide dim {m.dim}"
 
 
+def _check_biformer(r: Recipe, sound: _Sound) -> _Found:
+    m = r.model
+    if not sound("model"):
+        return
+    if (m.arch == "biformer") != (m.biformer is not None):
+        yield ("model", "biformer"), "is needed with arch: biformer, and only there"
+        return
+    if m.biformer is None:
+        return
+    own, where = m.biformer, ("model", "biformer")
+    if m.patch != 4:
+        yield ("model", "patch"), f"{m.patch} must be 4, which two convolutions of a biformer make of an image"
+    if m.depth != sum(own.depths):
+        yield ("model", "depth"), f"{m.depth} is not the sum of biformer.depths, {sum(own.depths)}"
+    if len(own.top_k) != len(own.depths):
+        yield (*where, "top_k"), f"must have an entry for each of the {len(own.depths)} stages"
+    for i, k in enumerate(own.top_k):
+        if k > own.regions**2:
+            yield (*where, "top_k", i), f"{k} is more than the {own.regions**2} regions that there are"
+    if text := _unfit(m.image_size, r):
+        yield ("model", "image_size"), text
+    if r.equalise is not None:
+        yield ("equalise",), "is for arch: deit"
+    for i, branch in enumerate(r.branches or () if sound("branches") else ()):
+        if i or branch.prune or branch.heads != m.heads:
+            yield ("branches", i), f"a biformer is one branch that drops nothing: {{name: …, heads: {m.heads}}}"
+
+
+def _unfit(size: int, r: Recipe) -> str | None:
+    """Why images of that size cannot be cut into a biformer's regions in every stage; None where they can."""
+    assert r.model.biformer is not None
+    step = 4 * 2 ** (len(r.model.biformer.depths) - 1) * r.model.biformer.regions
+    return None if size % step == 0 else f"{size} is no multiple of {step}, so the last stage's map has no such regions"
+
+
 def _check_checkpoint(r: Recipe, sound: _Sound) -> _Found:
     c = r.checkpoint
     if not sound("checkpoint"):
@@ -33,6 +68,12 @@ def _check_checkpoint(r: Recipe, sound: _Sound) -> _Found:
         yield ("checkpoint",), "must hold either path or random_seed"
     if c.path is None and c.sha256 is not None:
         yield ("checkpoint", "sha256"), "belongs to a path"
+    if c.path is None and c.shared:
+        yield ("checkpoint", "shared"), "belongs to a path"
+    if c.structured is not None and c.path is None:
+        yield ("checkpoint", "structured"), "belongs to a path"
+    if c.structured is not None and sound("model") and r.model.arch != "deit":
+        yield ("checkpoint", "structured"), "prunes a deit, and model.arch is another"
 
 
 def _check_data(r: Recipe, sound: _Sound) -> _Found:
@@ -178,6 +219,9 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
                 yield (*where, "batch_size"), f"{phase.batch_size} is no multiple of repeated_augmentation"
             if not sound("model") or not sound("train", kind, i):
                 continue
+            if r.model.biformer is not None:
+                yield from _check_biformer_phase(r, kind, i)
+                continue
             if size is not None and size % r.model.patch:
                 yield (*where, "image_size"), f"model.patch {r.model.patch} does not divide {size}"
             elif kind == "adaptive" and sound("branches"):
@@ -207,8 +251,20 @@ def _check_phases(r: Recipe, sound: _Sound) -> _Found:
                 yield ("train", kind, i, "patch_keep"), "has no use here: the router has no patches"
 
 
+def _check_biformer_phase(r: Recipe, kind: str, i: int) -> _Found:
+    assert r.train is not None
+    phase, where = getattr(r.train, kind)[i], ("train", kind, i)
+    if kind == "adaptive":
+        yield where, "has no use here: a biformer has no branches to fit jointly, only train.dense phases"
+    elif phase.patch_keep < 1:
+        yield (*where, "patch_keep"), "has no use here: a biformer's regions need every patch"
+    elif text := _unfit(phase.image_size or r.model.image_size, r):
+        yield (*where, "image_size"), text
+
+
 _CHECKS = (
     _check_model,
+    _check_biformer,
     _check_checkpoint,
     _check_data,
     _check_branches,

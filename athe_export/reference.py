@@ -13,7 +13,7 @@ import torch
 
 from athe_export.branches import BranchGraphSource, BranchModule
 from athe_export.data.source import Dataset, Progress
-from athe_export.model.deit import Trace
+from athe_export.model.tokens import Trace
 from athe_export.parity.answers import TargetAnswers
 from athe_export.parity.reference import Reference
 from athe_export.preprocessing import Pixels, Preprocessing
@@ -133,7 +133,8 @@ class TorchReference:
 
 def _traced(branch: BranchGraphSource, tensor: torch.Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64] | None]:
     """Logits [n, classes] of a branch, and the patches it keeps to its end [n, k]; None where it prunes nothing."""
-    assert isinstance(branch.module, BranchModule)
+    if not isinstance(branch.module, BranchModule):  # a model of which no branch drops anything
+        return branch.module(tensor).numpy(), None
     trace = Trace(cls_attention=cast(list[torch.Tensor], deque(maxlen=0)))  # it would hold every block's attention
     logits: npt.NDArray[np.float32] = branch.module.traced(tensor, trace).numpy()
     return logits, None if trace.kept is None else trace.kept.numpy()

@@ -12,14 +12,11 @@ from athe_export.recipe import Recipe, load_recipe
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """A recipe file and the first line of its comment."""
+    """A recipe file, its place below recipes/ without the suffix, and the first line of its comment."""
 
+    name: str
     path: Path
     summary: str
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,10 @@ def root() -> Path:
 
 
 def shipped_recipes() -> tuple[ShippedRecipe, ...]:
-    found = sorted((root() / "recipes").glob("*.yaml"))
-    return tuple(ShippedRecipe(p, p.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")) for p in found)
+    """Every recipe below recipes/; a baseline's name is `baselines/<file>`."""
+    folder = root() / "recipes"
+    found = {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.yaml"))}
+    return tuple(ShippedRecipe(n, p, p.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")) for n, p in found.items())
 
 
 def copy_recipe(name: str, folder: Path) -> Copied:

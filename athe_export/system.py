@@ -15,9 +15,10 @@ from athe_export.branches import BranchGraphSource, graph_sources
 from athe_export.data.calibration import BranchShare, CalibrationSet, split_by_branch
 from athe_export.data.source import Dataset, Progress, require_split
 from athe_export.model.athe import AtheModel
-from athe_export.model.checkpoint import build_model, random_checkpoint, read_checkpoint
+from athe_export.model.checkpoint import build_model, grouped, random_checkpoint, read_checkpoint
 from athe_export.model.equalise import equalised, measure_ranges, require_same
 from athe_export.model.heads import head_importance, rank_heads
+from athe_export.model.structured import narrowed
 from athe_export.parity.reference import Reference
 from athe_export.preprocessing import Pixels, Preprocessing, Tensor
 from athe_export.recipe import EqualiseSpec, Recipe, RecipeFile
@@ -47,11 +48,12 @@ class System:
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Calibration images at source size, in the order of the set's ids."""
+    """Calibration images at source size, in the order of the set's ids; `labels` where weights are to be fitted to them."""
 
     found: CalibrationSet
     sources: tuple[Pixels, ...]
     preprocessing: Preprocessing
+    labels: tuple[int, ...] = ()
 
     def tensors(self, share: BranchShare | None, size: int, limit: int | None = None) -> Iterator[Tensor]:
         """Streams a branch's images (all of them without a share), `limit` at most, as float32 [1, 3, size, size]."""
@@ -83,15 +85,28 @@ def load_system(file: RecipeFile, images: CalibrationImages, seed: int | None, p
         resolved = file.resolve(path)
         expected = recipe.checkpoint.sha256 if path == recipe.checkpoint.path else None
         checkpoint, where = read_checkpoint(resolved, expected), str(resolved)
+    pruned = None
+    if recipe.checkpoint.structured is not None and checkpoint.trained:
+        checkpoint, pruned = narrowed(checkpoint, recipe, _labelled(recipe, images), where)
     model, unused = build_model(recipe, checkpoint, where)
-    notes = [f"checkpoint tensors without a use in this recipe: {', '.join(unused)}"] if unused else []
+    notes = [pruned] if pruned else []
+    notes += [f"checkpoint tensors without a use in this recipe: {grouped(unused)}"] if unused else []
     if model.head_rank is None and any(b.heads < recipe.model.heads for b in recipe.branches):
         batches = (torch.from_numpy(t) for t in images.tensors(None, recipe.model.image_size))
-        model.head_rank = rank_heads(head_importance(model.backbone, batches))
+        model.head_rank = rank_heads(head_importance(model.deit, batches))
         notes.append(f"the checkpoint holds no head rank; it was measured on {len(images.sources)} calibration images")
     if not checkpoint.trained:
         notes.append("untrained weights: shapes and speed only, accuracy means nothing")
     return System(model, graph_sources(model), checkpoint.sha256, checkpoint.trained, tuple(notes))
+
+
+def _labelled(recipe: Recipe, images: CalibrationImages) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """As many calibration images as structured pruning asks for, in batches, with their labels."""
+    assert recipe.checkpoint.structured is not None
+    limit = recipe.checkpoint.structured.images
+    labels = torch.tensor(images.labels[:limit])
+    for start, batch in enumerate(_batches(images.tensors(None, recipe.model.image_size, limit))):
+        yield batch, labels[start * _BATCH :][: len(batch)]
 
 
 @dataclass(frozen=True)

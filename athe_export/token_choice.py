@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from athe_export.bundle.reader import Bundle
 from athe_export.data.source import Dataset, Progress
+from athe_export.model_spec import FUSING
 from athe_export.parity.answers import TargetAnswers, TokenFindings
 from athe_export.parity.hops import Key
 from athe_export.preprocessing import Preprocessing
@@ -58,7 +59,8 @@ def measure_tokens(
         positions = np.union1d(sampled, changed)
         chooser = _Chooser(tuple(map(ENGINES[system[0]], graphs)), preprocessing_of(bundle.manifest))
         chosen = [chooser.tokens(images, int(p)) for p in positions]
-        remaining = dict(zip(positions.tolist(), map(_remaining, chosen), strict=True))
+        fused = branch.scorer in FUSING
+        remaining = {p: _remaining(stages, fused) for p, stages in zip(positions.tolist(), chosen, strict=True)}
         shared = [len(np.intersect1d(remaining[p], _kept(images, p))) / len(remaining[p]) for p in sampled.tolist()]
         overlap[branch.name], counts[branch.name] = float(np.mean(shared)), len(sampled)
         if len(changed):
@@ -94,11 +96,14 @@ def _kept(images: GateImages, position: int) -> Indices:
     return kept
 
 
-def _remaining(stages: tuple[Indices, ...]) -> Indices:
-    """The patches that are left after the last stage: each stage counts among those that the one before has left."""
+def _remaining(stages: tuple[Indices, ...], fused: bool) -> Indices:
+    """The patches that are left after the last stage: each stage counts among those that the one before has left.
+
+    With `fused`, the token that stage n has fused comes last there; it is -n, as in `tokens.Trace`.
+    """
     left = stages[0]
-    for stage in stages[1:]:
-        left = left[stage]
+    for number, stage in enumerate(stages[1:], 1):
+        left = (np.append(left, -number) if fused else left)[stage]
     return left
 
 

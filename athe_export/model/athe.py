@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from athe_export.model.deit import DeiT, HeadRank, PruneStage, Trace
+from athe_export.model.biformer import BiFormer
+from athe_export.model.deit import DeiT, HeadRank
 from athe_export.model.router import MobileNetV1Router
+from athe_export.model.scorers import LEARNED, prune_stages
+from athe_export.model.tokens import PruneStage, Trace
 from athe_export.recipe import BranchSpec, Recipe
 
 _SCORERS_OF = "of "
+_BACKBONES: dict[str, type[DeiT | BiFormer]] = {"deit": DeiT, "biformer": BiFormer}
 
 
 def _scorer_key(branch: str) -> str:
@@ -28,14 +32,20 @@ class AtheModel(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.backbone = DeiT(recipe.model)
+        self.backbone: DeiT | BiFormer = _BACKBONES[recipe.model.arch](recipe.model)
         self.scorers = nn.ModuleDict()
         for branch in recipe.branches:
-            if branch.prune and branch.scorer == "linear":
-                stages = {str(s.after_blocks): nn.Linear(recipe.model.dim, 1) for s in branch.prune}
+            if branch.prune and branch.scorer in LEARNED:
+                stages = {str(s.after_blocks): LEARNED[branch.scorer](recipe.model.dim) for s in branch.prune}
                 self.scorers[_scorer_key(branch.name)] = nn.ModuleDict(stages)
         self.router = MobileNetV1Router() if recipe.router else None
         self.head_rank: HeadRank | None = None
+
+    @property
+    def deit(self) -> DeiT:
+        """The backbone of a recipe whose branches drop tokens or heads."""
+        assert isinstance(self.backbone, DeiT)
+        return self.backbone
 
     def initialise(self, seed: int) -> None:
         """Fresh weights, fixed by `seed`."""
@@ -51,11 +61,8 @@ class AtheModel(nn.Module):
     def stages(self, branch: BranchSpec, patches: int | None = None) -> tuple[PruneStage, ...]:
         """The branch's prune stages with their constant k, which is of the model's number of patches or another one."""
         key = _scorer_key(branch.name)
-        scorers = self.scorers[key] if key in self.scorers else None
-        return tuple(
-            PruneStage(after, k, scorers[str(after)] if scorers is not None else None)  # type: ignore[index]
-            for after, k in branch.kept_tokens(patches or self.recipe.model.patches)
-        )
+        learned = self.scorers[key] if key in self.scorers else None
+        return prune_stages(branch, patches or self.recipe.model.patches, learned)  # type: ignore[arg-type]
 
     def tensor_names(self) -> dict[str, str]:
         """Names in a checkpoint -> names in `state_dict`, of everything that a checkpoint holds but the head rank."""
@@ -86,6 +93,9 @@ class AtheModel(nn.Module):
 
         `seen` [batch, n]: the only patches that the network is given.
         """
+        if isinstance(self.backbone, BiFormer):
+            whole: Tensor = self.backbone(image)
+            return whole
         patches = (image.shape[-1] // self.recipe.model.patch) ** 2 if seen is None else seen.shape[1]
         y: Tensor = self.backbone(image, self.stages(branch, patches), self.heads(branch), trace, seen)
         return y

@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +137,7 @@ def _timm_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 def build_model(recipe: Recipe, checkpoint: Checkpoint, where: str) -> tuple[AtheModel, tuple[str, ...]]:
     """The recipe's model with the checkpoint's weights, in evaluation mode, and the tensors it had no use for.
 
-    Only scorers and a router that the recipe does not use may be left over; they are named.
+    Only scorers, a router and a head rank that the recipe does not use may be left over; they are named.
 
     Raises:
         CheckpointError: tensors missing, extra or of another shape, all of them listed.
@@ -152,6 +154,8 @@ def build_model(recipe: Recipe, checkpoint: Checkpoint, where: str) -> tuple[Ath
     left = [n for n in found if n not in wanted and n != RANK]
     unused = tuple(n for n in left if n.startswith(("scorers.", "router.")))
     problems += [f"  extra: {n}, {_shape(found[n])}" for n in left if n not in unused]
+    if RANK in found and all(b.heads == recipe.model.heads for b in recipe.branches):
+        unused += (RANK,)
     rank = _head_rank(found.get(RANK), recipe)
     if isinstance(rank, str):
         problems.append(f"  {rank}")
@@ -193,6 +197,12 @@ def save_checkpoint(path: Path, model: AtheModel, metadata: dict[str, object]) -
     staging.write_bytes(content)
     staging.replace(path)
     return hashlib.sha256(content).hexdigest()
+
+
+def grouped(names: Iterable[str]) -> str:
+    """Tensor names as the parts that they belong to, with counts: `blocks.11 (12), scorers.simple (2)`."""
+    parts = Counter(".".join(n.split(".")[: 2 if n.startswith(("blocks.", "scorers.")) else 1]) for n in names)
+    return ", ".join(part if count == 1 else f"{part} ({count})" for part, count in parts.items())
 
 
 def _load(model: AtheModel, tensors: dict[str, Tensor]) -> None:

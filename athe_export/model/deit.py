@@ -8,35 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from athe_export.model.tokens import Attended, PruneStage, Trace, cut_tokens
 from athe_export.recipe import ModelSpec
 
 HeadRank = tuple[tuple[int, ...], ...]  # per block, head indices, best first
-
-
-@dataclass(frozen=True)
-class PruneStage:
-    """After block `after`, keep the `k` patch tokens with the highest score; no scorer: CLS attention of that block."""
-
-    after: int
-    k: int
-    scorer: nn.Module | None
-
-
-@dataclass
-class Trace:
-    """What a forward pass saw, for training: CLS attention to the patches, [batch, heads, patches] per block, the first
-    prune stage's scores [batch, patches], which patches remained [batch, k], and the last block's [batch, 1 + k, dim]."""
-
-    cls_attention: list[Tensor] = field(default_factory=list)
-    scores: Tensor | None = None
-    kept: Tensor | None = None
-    tokens: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -50,8 +30,8 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, batch: int, keep: Sequence[int] | None = None, bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Output [batch x tokens, dim] and attention probabilities [batch, heads, tokens, tokens].
+    ) -> tuple[Tensor, Attended]:
+        """Output [batch x tokens, dim], and how it came about.
 
         `bias` [batch, tokens] is added to every query's attention logits (training of the scorers alone).
         """
@@ -64,7 +44,8 @@ class Attention(nn.Module):
             logits = logits + bias[:, None, None, :]
         probabilities = logits.softmax(-1)
         mixed = (probabilities @ v).transpose(1, 2).reshape(x.shape[0], heads * self.head_dim)
-        return self.proj(mixed) if keep is None else F.linear(mixed, proj_w, self.proj.bias), probabilities
+        output = self.proj(mixed) if keep is None else F.linear(mixed, proj_w, self.proj.bias)
+        return output, Attended(probabilities, v)
 
     def weights_of(self, keep: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
         """qkv weight, qkv bias and proj weight of the heads in `keep`; None: all."""
@@ -116,13 +97,23 @@ class Block(nn.Module):
         keep: Sequence[int] | None = None,
         bias: Tensor | None = None,
         depth: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Attended]:
         """`depth` [2, batch] scales what attention and MLP add to each image (stochastic depth); None: by 1."""
+        x, attended = self.attend(x, batch, keep, bias, depth)
+        return self.feed(x, depth), attended
+
+    def attend(
+        self, x: Tensor, batch: int, keep: Sequence[int] | None, bias: Tensor | None, depth: Tensor | None
+    ) -> tuple[Tensor, Attended]:
+        """The first half of the block."""
         x = self.enter(x)
-        attended, probabilities = self.attn(self.norm1(x), batch, keep, bias)
-        x = x + (attended if depth is None else _by_image(attended, depth[0]))
+        mixed, attended = self.attn(self.norm1(x), batch, keep, bias)
+        return x + (mixed if depth is None else _by_image(mixed, depth[0])), attended
+
+    def feed(self, x: Tensor, depth: Tensor | None) -> Tensor:
+        """The second half of the block."""
         mixed = self.mlp(self.norm2(x))
-        return x + (mixed if depth is None else _by_image(mixed, depth[1])), probabilities
+        return x + (mixed if depth is None else _by_image(mixed, depth[1]))
 
 
 def _by_image(x: Tensor, scale: Tensor) -> Tensor:
@@ -185,13 +176,20 @@ class DeiT(nn.Module):
         """
         batch = image.shape[0]
         x, bias = self.embed(image, seen), None
-        by_block = {stage.after: stage for stage in stages}
+        behind = {stage.after: stage for stage in stages if not stage.inside}
+        inside = {stage.after: stage for stage in stages if stage.inside}
         for index, block in enumerate(self.blocks):
-            x, attention = block(x, batch, heads[index] if heads else None, bias, self._depth(index, x, batch))
+            keep, depth = heads[index] if heads else None, self._depth(index, x, batch)
+            if index in inside:
+                x, attended = block.attend(x, batch, keep, bias, depth)  # type: ignore[operator]
+                x, bias = cut_tokens(x, batch, inside[index], attended, trace, self.training)
+                x = block.feed(x, depth)  # type: ignore[operator]
+            else:
+                x, attended = block(x, batch, keep, bias, depth)
             if trace is not None:
-                trace.cls_attention.append(attention[:, :, 0, 1:])
-            if index + 1 in by_block:
-                x, bias = self._prune(x, batch, by_block[index + 1], attention, trace)
+                trace.cls_attention.append(attended.probabilities[:, :, 0, 1:])
+            if index + 1 in behind:
+                x, bias = cut_tokens(x, batch, behind[index + 1], attended, trace, self.training)
         tokens = x.reshape(batch, -1, x.shape[-1])
         if trace is not None:
             trace.tokens = tokens
@@ -218,25 +216,6 @@ class DeiT(nn.Module):
             return None
         return (torch.rand(2, batch, device=x.device) >= rate).float() / (1 - rate)
 
-    def _prune(
-        self, x: Tensor, batch: int, stage: PruneStage, attention: Tensor, trace: Trace | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The remaining tokens and, in training, the attention bias that carries the scorer's gradient."""
-        tokens = x.reshape(batch, -1, x.shape[-1])
-        patches = tokens[:, 1:].flatten(0, 1)
-        scores = attention[:, :, 0, 1:].mean(1) if stage.scorer is None else stage.scorer(patches).reshape(batch, -1)
-        if trace is not None and trace.scores is None:
-            trace.scores = scores
-        index = choose_tokens(scores, stage.k, explore=self.training)
-        if trace is not None:
-            trace.kept = index if trace.kept is None else trace.kept.gather(1, index)
-        flat = index
-        if batch > 1:
-            flat = index + torch.arange(batch, device=index.device)[:, None] * scores.shape[1]
-        kept = F.embedding(flat.reshape(-1), patches).reshape(batch, stage.k, -1)
-        remaining = torch.cat([tokens[:, :1], kept], 1).flatten(0, 1)
-        return remaining, straight_through_bias(scores, index) if self.training else None
-
 
 def resize_positions(positions: Tensor, patches: int) -> Tensor:
     """A position embedding [1, 1 + old x old, dim] for another square grid, bicubic: [1, 1 + patches, dim]."""
@@ -244,26 +223,3 @@ def resize_positions(positions: Tensor, patches: int) -> Tensor:
     grid = positions[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=new < old)
     return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
-
-
-def choose_tokens(scores: Tensor, k: int, explore: bool) -> Tensor:
-    """Indices [batch, k] of the k best scores [batch, n].
-
-    Deployed: constant top-k. With `explore` the scores are Gumbel-perturbed first (Kool et al., Stochastic Beams and
-    Where to Find Them, 2019, section 2), so that training also sees tokens that the scorer does not yet favour.
-    """
-    if explore:
-        uniform = torch.rand_like(scores, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
-        scores = scores - torch.log(-torch.log(uniform))
-    return scores.topk(k, dim=1).indices
-
-
-def straight_through_bias(scores: Tensor, index: Tensor) -> Tensor:
-    """Zeros [batch, 1 + k] with the gradient of ln sigmoid(score) for each kept token.
-
-    Added to attention logits it multiplies a token's attention by its gate, as DynamicViT's attention masking does
-    (Rao et al., 2021, section 3.3); value 1 forward and the gate's gradient backward is the straight-through
-    estimator (Bengio et al., 2013, section 4). Scaling the token itself would not do: LayerNorm takes scale away.
-    """
-    gate = F.logsigmoid(scores.gather(1, index).float())
-    return F.pad(gate - gate.detach(), (1, 0))

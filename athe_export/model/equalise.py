@@ -93,7 +93,7 @@ def measure_ranges(model: AtheModel, images: Mapping[str, Iterable[Tensor]]) -> 
 
     hooks = [
         norm.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
-        for name, norm, _ in norm_pairs(model.backbone)
+        for name, norm, _ in norm_pairs(model.deit)
     ]
     try:
         for branch in model.recipe.branches:
@@ -115,7 +115,7 @@ def equalised(model: AtheModel, ranges: Mapping[str, ChannelRange], spec: Equali
         ranges: of `measure_ranges`.
     """
     made = copy.deepcopy(model)
-    for name, norm, linear in norm_pairs(made.backbone):
+    for name, norm, linear in norm_pairs(made.deit):
         _fold(norm, linear, ranges[name], spec)
     return made
 

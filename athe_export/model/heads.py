@@ -32,8 +32,8 @@ def head_importance(backbone: DeiT, batches: Iterable[Tensor]) -> Tensor:
         x, batch = backbone.embed(image), image.shape[0]
         tokens = x.shape[0] // batch
         for index, block in enumerate(backbone.blocks):
-            x, probabilities = block(x, batch)
-            entropy = torch.special.entr(probabilities.double()).sum(-1).mean(2)
+            x, attended = block(x, batch)
+            entropy = torch.special.entr(attended.probabilities.double()).sum(-1).mean(2)
             total[index] += (1 - entropy / math.log(tokens)).sum(0).cpu()
         images += batch
     if not images:

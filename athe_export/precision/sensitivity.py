@@ -16,7 +16,7 @@ from athe_export.data.source import Progress
 from athe_export.errors import ExportError
 from athe_export.precision.subject import Clock, Distance, Subject, TimeUp, distance
 
-_BLOCK = re.compile(r"(blocks\.\d+)\.")
+_BLOCK = re.compile(r"(blocks\.\d+|stages\.\d+\.\d+)\.")
 
 
 @dataclass(frozen=True)

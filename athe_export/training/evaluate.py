@@ -56,7 +56,7 @@ def router_scores(
 
 
 def _branch_paths(model: AtheModel) -> list[_Path]:
-    return [partial(model.logits, branch=branch) for branch in model.recipe.branches]
+    return [partial(model.logits, branch=b) for b in model.recipe.branches]
 
 
 def _correct(

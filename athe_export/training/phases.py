@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athe_export.model.athe import AtheModel
-from athe_export.model.deit import Trace
+from athe_export.model.tokens import Trace
 from athe_export.recipe import PhaseSpec, TrainSpec
 from athe_export.training.plan import generator_of
 
@@ -32,7 +32,8 @@ def dense_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
 
     def loss(image: Tensor, label: Tensor) -> Tensor:
         seen = _seen(model, image, phase.patch_keep)
-        return F.cross_entropy(model.backbone(image, seen=seen).float(), label, label_smoothing=spec.label_smoothing)
+        logits = model.backbone(image) if seen is None else model.deit(image, seen=seen)
+        return F.cross_entropy(logits.float(), label, label_smoothing=spec.label_smoothing)
 
     return loss
 
@@ -54,7 +55,7 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
         patches, seen = _seen(model, image, phase.patch_keep), Trace()
         every = phase.all_paths == 1 or torch.rand(()).item() < phase.all_paths
         with torch.set_grad_enabled(every):
-            dense = model.backbone(image, trace=seen, seen=patches).float()
+            dense = model.deit(image, trace=seen, seen=patches).float()
         teacher = dense.detach().log_softmax(-1)
         branches = model.recipe.branches if every else model.recipe.branches[:1]
         total = F.cross_entropy(dense, label, label_smoothing=spec.label_smoothing) if every else dense.new_zeros(())
@@ -69,7 +70,7 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
                     chosen.scores, seen.cls_attention[branch.prune[0].after_blocks :]
                 )
             if spec.distill_tokens:
-                total = total + spec.distill_tokens * _token_loss(model.backbone.norm, seen, chosen)
+                total = total + spec.distill_tokens * _token_loss(model.deit.norm, seen, chosen)
         return total / (every + len(branches))
 
     return loss
@@ -92,8 +93,12 @@ def _token_loss(norm: nn.Module, dense: Trace, branch: Trace) -> Tensor:
     """Mean squared distance of a branch's patch tokens, after the last norm, to the dense path's at the same places."""
     assert dense.tokens is not None and branch.tokens is not None
     theirs, own = dense.tokens[:, 1:], branch.tokens[:, 1:]
-    if branch.kept is not None:
-        theirs = theirs.gather(1, branch.kept[:, :, None].expand(-1, -1, theirs.shape[2]))
+    if branch.kept is None:
+        return F.mse_loss(norm(own).float(), norm(theirs).detach().float())
+    theirs = theirs.gather(1, branch.kept.clamp(min=0)[:, :, None].expand(-1, -1, theirs.shape[2]))
+    if branch.fused:  # what was fused has no place in the image; the last stage's is behind the kept ones
+        patch = branch.kept >= 0
+        theirs, own = theirs[patch], own[:, : branch.kept.shape[1]][patch]
     return F.mse_loss(norm(own).float(), norm(theirs).detach().float())
 
 

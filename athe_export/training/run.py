@@ -213,7 +213,7 @@ class TrainingRun:
         self.model.eval()
         batches = (to_input(pixels, size, self.preprocessing) for pixels, _ in images.batches(128))
         with self._averaged():
-            self.model.head_rank = rank_heads(head_importance(self.model.backbone, batches))
+            self.model.head_rank = rank_heads(head_importance(self.model.deit, batches))
         self.report(f"heads ranked by attention entropy on {len(images)} calibration images")
 
     def _measure(self, views: ImageSet) -> bool:

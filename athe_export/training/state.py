@@ -51,7 +51,7 @@ def settings_digest(recipe: Recipe) -> str:
     """sha256 of everything in a recipe that trained weights depend on: no limits, targets, thresholds or digests."""
     data, router = recipe.data, recipe.router
     parts = {
-        "model": dataclasses.asdict(recipe.model),
+        "model": {name: value for name, value in dataclasses.asdict(recipe.model).items() if value is not None},
         "branches": [dataclasses.asdict(b) for b in recipe.branches],
         "router": [router.arch, router.image_size] if router else None,
         "data": [data.dataset, data.path, data.calibration, dataclasses.asdict(data.preprocessing)],

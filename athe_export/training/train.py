@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import load_tensors, save_checkpoint, tensors_of
 from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import RecipeFile, TrainSpec
-from athe_export.training.images import ImageSet
+from athe_export.training.images import ImageSet, to_input
 from athe_export.training.log import Report
 from athe_export.training.metrics import metrics_of
 from athe_export.training.objective import Corpus
@@ -97,9 +98,18 @@ def _start(run: TrainingRun, init: Path | None, resume: bool) -> None:
         if init is not None:
             run.report(f"{init.name} is not read again: the run goes on from its own state")
     elif init is not None:
-        started = transfer(run.model, init)
+        started = transfer(run.model, init, _labelled(run))
         run.started_from = {"file": started.name, "sha256": started.sha256}
         run.report("\n".join(started.lines()))
+
+
+def _labelled(run: TrainingRun) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Calibration images with labels, as far as structured pruning asks for them, on the CPU."""
+    recipe = run.model.recipe
+    limit = recipe.checkpoint.structured.images if recipe.checkpoint.structured else 0
+    calibration = run.corpus.calibration.to(torch.device("cpu"))
+    images = ImageSet(calibration.pixels[:limit], calibration.labels[:limit])
+    return ((to_input(pixels, recipe.model.image_size, run.preprocessing), labels) for pixels, labels in images.batches(16))
 
 
 def _written(output: Path, run: TrainingRun, metrics: dict[str, Any]) -> TrainingResult:
@@ -167,11 +177,18 @@ def _output_of(file: RecipeFile, asked: Path | None) -> Path:
     _train_spec(file)
     if asked is not None:
         return asked
-    if file.recipe.checkpoint.path is None:
+    checkpoint = file.recipe.checkpoint
+    if checkpoint.path is None:
         raise RecipeError(
             "names no checkpoint to write", where="checkpoint.path", remedy="set checkpoint.path, or pass --output"
         )
-    return file.resolve(file.recipe.checkpoint.path)
+    if checkpoint.shared:
+        raise RecipeError(
+            f"{checkpoint.path} is another recipe's checkpoint and is not overwritten",
+            where="checkpoint.shared",
+            remedy="pass --output, and build with --checkpoint; or set a checkpoint.path of its own without shared",
+        )
+    return file.resolve(checkpoint.path)
 
 
 def _check_state(folder: Path, resume: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from athe_export.errors import CheckpointError
 from athe_export.model.athe import AtheModel
-from athe_export.model.checkpoint import RANK, load_tensors, read_checkpoint, tensors_of
+from athe_export.model.checkpoint import RANK, grouped, load_tensors, read_checkpoint, tensors_of
 from athe_export.model.deit import resize_positions
+from athe_export.model.structured import Batches, narrowed
 
 POSITIONS = "pos_embed"
 
@@ -33,20 +33,26 @@ class Transfer:
 
 
 @torch.no_grad()
-def transfer(model: AtheModel, path: Path) -> Transfer:
+def transfer(model: AtheModel, path: Path, images: Batches = ()) -> Transfer:
     """Starts `model` from a checkpoint file: timm's or Hugging Face's of any number of classes, ours, or a run's state.
 
     A tensor of the same name and shape is taken. A position embedding of another square grid is interpolated. What has
     another shape, like the head of another number of classes, starts afresh. The head rank is measured, never taken.
+    Where the recipe asks for it, a wider DeiT is pruned to the model's sizes first.
+
+    Args:
+        images: normalised, with labels, for the importance of channels.
 
     Raises:
         CheckpointError: the file cannot be read, is a distilled DeiT, or nothing in it fits the backbone.
     """
-    checkpoint, own = read_checkpoint(path), tensors_of(model)
+    checkpoint, own, remarks = read_checkpoint(path), tensors_of(model), []
+    if model.recipe.checkpoint.structured is not None:
+        checkpoint, said = narrowed(checkpoint, model.recipe, images, str(path))
+        remarks += [said] if said else []
     found = checkpoint.tensors
     fits = {n: t for n, t in found.items() if n in own and own[n].shape == t.shape}
-    remarks = []
-    resized = _positions(found.get(POSITIONS), own[POSITIONS]) if POSITIONS not in fits else None
+    resized = _positions(found.get(POSITIONS), own[POSITIONS]) if POSITIONS in own and POSITIONS not in fits else None
     if resized is not None:
         fits[POSITIONS] = resized
         remarks.append(f"{POSITIONS}: interpolated from {_grid(found[POSITIONS])} to {_grid(own[POSITIONS])} patches")
@@ -55,7 +61,7 @@ def transfer(model: AtheModel, path: Path) -> Transfer:
         for n, t in found.items()
         if n in own and n not in fits
     ]
-    if not any(n.startswith(("patch_embed.", "blocks.")) for n in fits):
+    if not any(n.startswith(("patch_embed.", "blocks.", "stages.")) for n in fits):
         lines = "".join(f"\n  {r}" for r in remarks)
         raise CheckpointError(
             f"nothing in it fits the backbone of the recipe{lines}",
@@ -63,11 +69,11 @@ def transfer(model: AtheModel, path: Path) -> Transfer:
             remedy="give a state dict of timm or Hugging Face of the same architecture, or correct model in the recipe",
         )
     if left := [n for n in found if n not in own and n != RANK]:
-        remarks.append(f"of no use here: {_grouped(left)}")
+        remarks.append(f"of no use here: {grouped(left)}")
     if RANK in found:
         remarks.append(f"{RANK}: measured anew before the adaptive phases")
     if absent := [n for n in own if n not in found]:
-        remarks.append(f"not in it, start afresh: {_grouped(absent)}")
+        remarks.append(f"not in it, start afresh: {grouped(absent)}")
     load_tensors(model, own | fits)
     assert checkpoint.sha256 is not None
     return Transfer(path.name, checkpoint.sha256, len(fits), len(own), tuple(remarks))
@@ -88,9 +94,3 @@ def _grid(positions: Tensor) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _grouped(names: list[str]) -> str:
-    """Tensor names as the parts that they belong to, with counts: `blocks.11 (12), scorers.simple (2)`."""
-    parts = Counter(".".join(n.split(".")[: 2 if n.startswith(("blocks.", "scorers.")) else 1]) for n in names)
-    return ", ".join(part if count == 1 else f"{part} ({count})" for part, count in parts.items())

@@ -12,7 +12,9 @@ from tests.tools import listing, output_of
 
 def test_the_installed_program_lists_the_recipes_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     listed = json.loads(output_of(installed / "bin" / "athe-export", "recipes", "list", "--json", cwd=tmp_path))["recipes"]
-    assert {r["name"] for r in listed} == {p.stem for p in (ROOT / "recipes").glob("*.yaml")}
+    assert {r["name"] for r in listed} == {
+        p.relative_to(ROOT / "recipes").with_suffix("").as_posix() for p in (ROOT / "recipes").rglob("*.yaml")
+    }
     assert all(Path(r["path"]).is_relative_to(installed) for r in listed), "the checkout's recipes were listed"
 
 

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from athe_export.model.deit import DeiT, PruneStage, choose_tokens, straight_through_bias
+from athe_export.model.deit import DeiT
+from athe_export.model.scorers import LinearScorer
+from athe_export.model.tokens import PruneStage, choose_tokens, straight_through_bias
 from athe_export.recipe import ModelSpec
 
 SPEC = ModelSpec("deit", image_size=32, patch=8, dim=24, depth=3, heads=3, classes=10)
@@ -60,7 +62,7 @@ def test_the_dense_forward_is_a_vision_transformer_under_timm_names(backbone: De
 
 
 def test_a_batch_gives_what_its_images_give_alone_when_pruned(backbone: DeiT) -> None:
-    scorer = torch.nn.Linear(24, 1)
+    scorer = LinearScorer(24)
     stages = [PruneStage(1, 7, scorer), PruneStage(2, 3, None)]
     together = backbone(images(), stages)
     alone = torch.cat([backbone(image[None], stages) for image in images()])
@@ -106,7 +108,7 @@ def test_the_straight_through_bias_is_zero_and_passes_gradient_to_kept_scores_al
 
 
 def test_training_gives_the_scorer_a_gradient(backbone: DeiT) -> None:
-    scorer = torch.nn.Linear(24, 1)
+    scorer = LinearScorer(24)
     backbone.train()
     F.cross_entropy(backbone(images(), [PruneStage(1, 5, scorer)]), torch.arange(4)).backward()
     assert scorer.weight.grad is not None and float(scorer.weight.grad.abs().sum()) > 0

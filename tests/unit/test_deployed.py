@@ -27,6 +27,9 @@ BRANCHES = [
     {"name": "one", "prune": [{"after_blocks": 1, "keep": 0.4}], "heads": 1},
     {"name": "two", "prune": [{"after_blocks": 1, "keep": 0.8}, {"after_blocks": 2, "keep": 0.5}], "heads": 2},
     {"name": "by_attention", "prune": [{"after_blocks": 2, "keep": 0.5}], "heads": 3, "scorer": "cls_attention"},
+    {"name": "dynamicvit", "prune": [{"after_blocks": 1, "keep": 0.7}], "heads": 3, "scorer": "dynamicvit"},
+    {"name": "evit", "prune": [{"after_blocks": 1, "keep": 0.7}], "heads": 3, "scorer": "evit"},
+    {"name": "ats", "prune": [{"after_blocks": 1, "keep": 0.7}], "heads": 2, "scorer": "ats"},
 ]
 
 
@@ -98,8 +101,8 @@ def test_attention_probabilities_are_those_of_the_plain_heads(model: AtheModel) 
     attention = source_of(model, "dense").module.blocks[0].attn  # type: ignore[union-attr,index]
     x = torch.randn(17, 24, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        plain, by_head = attention(x, 1), HeadByHead(attention)(x, 1)
-    for expected, found in zip(plain, by_head, strict=True):
+        (plain, attended), (by_head, by_head_attended) = attention(x, 1), HeadByHead(attention)(x, 1)
+    for expected, found in zip((plain, *attended), (by_head, *by_head_attended), strict=True):
         assert torch.allclose(expected, found, atol=1e-6)
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from athe_export.errors import RecipeError
 from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import tensors_of
-from athe_export.model.deit import Trace
+from athe_export.model.tokens import Trace
 from athe_export.preprocessing import Preprocessing
 from athe_export.recipe import PhaseSpec, load_recipe
 from athe_export.runtime.routing import difficulty_target, gain_target
