@@ -1,11 +1,12 @@
 """What int8 gains on this machine: the graphs of a recipe's branches in fp32 and in each int8 scheme, side by side.
 
-python scripts/compare_int8_schemes.py RECIPE [--target onnx|litert|both] [--runs 200] [--dense] [--full-size]
+python scripts/compare_int8_schemes.py RECIPE [--target onnx|litert|both] [--runs 200] [--dense] [--full-size] [--as-trained]
 
 Weights are random unless the recipe's checkpoint exists: speed does not depend on them. One thread pinned to one core, batch
 1; all variants of a branch, of both targets, are interleaved in random order in one run. Printed are medians as ratios: to
 the same branch in fp32 of the same target, and of LiteRT to ONNX Runtime; and how XNNPACK shares out each TFLite graph.
-`every op` is what the library of each target quantizes when it is told of no choice of ops.
+`every op` is what the library of each target quantizes when it is told of no choice of ops. Graphs are in the form that is
+deployed; `as trained` are those of the module as it was trained, in the same run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from athe_export.bench.machine import pinned
 from athe_export.bench.protocol import Plan, measure, of_session
 from athe_export.branches import BranchGraphSource
 from athe_export.deployed import CENTRED, PLAIN, deployed
-from athe_export.preprocessing import Pixels, Preprocessing
+from athe_export.preprocessing import Pixels, Preprocessing, Tensor
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec
 from athe_export.runtime.litert_session import LitertSession, pixels_as_int8
 from athe_export.runtime.onnx_session import OnnxSession
@@ -42,7 +43,7 @@ from athe_export.targets.onnx.quantize import quantize as onnx_quantize
 from athe_export.targets.onnx.simplify import simplify
 
 Key = tuple[str, str]  # target, variant
-STATIC, DYNAMIC, EVERY_OP = "static_wi8_ai8", "dynamic_wi8_afp32", "every op"
+STATIC, DYNAMIC, EVERY_OP, AS_TRAINED = "static_wi8_ai8", "dynamic_wi8_afp32", "every op", "as trained"
 
 
 class Images(CalibrationDataReader):
@@ -109,16 +110,27 @@ def litert_variants(source: BranchGraphSource, images: list[Pixels], preprocessi
 VARIANTS = {"onnx": onnx_variants, "litert": litert_variants}
 
 
-def medians(sessions: dict[Key, Session], image: Pixels, runs: int) -> dict[Key, float]:
+def as_trained(target: str, source: BranchGraphSource, tensors: list[Tensor]) -> dict[str, Session]:
+    """The plain module in fp32 and in both schemes."""
+    export, quantize, spec, engine = {
+        "onnx": (lambda s, t: simplify(onnx_export(s, 20, t)), onnx_quantize, OnnxQuantizeSpec, OnnxSession),
+        "litert": (litert_export, litert_quantize, LitertQuantizeSpec, LitertSession),
+    }[target]
+    graph = export(source, tensors[:1])
+    int8 = {scheme: quantize(graph, spec(scheme=scheme), tensors).content for scheme in (STATIC, DYNAMIC)}
+    return {f"{AS_TRAINED}, {name}": engine(content) for name, content in {"fp32": graph.content, **int8}.items()}
+
+
+def medians(sessions: dict[Key, Session], image: Pixels, preprocessing: Preprocessing, runs: int) -> dict[Key, float]:
     """Milliseconds, interleaved."""
-    rows = {key: of_session(session, image) for key, session in sessions.items()}
+    rows = {key: of_session(s, preprocessing.graph_input(image[0], s.input_shape)) for key, s in sessions.items()}
     run = measure(rows, Plan(rounds=runs, slice_s=0, warm_up=5))
     return {key: 1e3 * run.series[key].percentile(50) for key in sessions}
 
 
-def compared(sessions: dict[Key, Session], image: Pixels, runs: int) -> dict[str, Any]:
+def compared(sessions: dict[Key, Session], image: Pixels, preprocessing: Preprocessing, runs: int) -> dict[str, Any]:
     """What is printed of one branch."""
-    ms = medians(sessions, image, runs)
+    ms = medians(sessions, image, preprocessing, runs)
     result: dict[str, Any] = {}
     for target in dict.fromkeys(target for target, _ in sessions):
         own = {variant: t for (of, variant), t in ms.items() if of == target}
@@ -142,15 +154,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--dense", action="store_true", help="the unpruned backbone too")
     parser.add_argument("--full-size", action="store_true", help="DeiT-Tiny/16 at 224 pixels in place of the recipe's model")
+    parser.add_argument("--as-trained", action="store_true", help="the module as it was trained beside the deployed form")
     args = parser.parse_args()
     targets = tuple(VARIANTS) if args.target == "both" else (args.target,)
     sources, images, preprocessing = recipe_branches(args.recipe, args.full_size, args.dense)
     result = {}
     for source in sources:
         variants = {target: VARIANTS[target](source, images, preprocessing) for target in targets}
+        if args.as_trained:
+            tensors = [preprocessing.tensor(image[0], source.image_size) for image in images]
+            variants = {target: own | as_trained(target, source, tensors) for target, own in variants.items()}
         sessions = {(target, name): session for target, own in variants.items() for name, session in own.items()}
         with pinned(1):
-            result[source.role] = compared(sessions, images[0], args.runs)
+            result[source.role] = compared(sessions, images[0], preprocessing, args.runs)
     print(json.dumps({"branches": result, "runs": args.runs, "threads": 1}, indent=2))
 
 
