@@ -144,15 +144,18 @@ class BiFormer(nn.Module):
         return (block for stage in self.stages for block in stage)  # type: ignore[attr-defined]
 
     def initialise(self, seed: int) -> None:
-        """Fresh weights, fixed by `seed`: linear layers as DeiT's, convolutions by He et al., 2015, fan-out a group."""
+        """Fresh weights, fixed by `seed`: linear layers as DeiT's, convolutions of the variance that torch gives them.
+
+        More would add up from block to block, since an untrained model's batch normalisation does not scale it back.
+        """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-                nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5, generator=generator)
+                inputs = module.weight[0].numel()
+                nn.init.normal_(module.weight, std=(3 * inputs) ** -0.5, generator=generator)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
