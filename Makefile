@@ -1,16 +1,20 @@
 # make demo: install and build the quickstart bundle · make test: install and run the tests · make lint: ruff and mypy
+# make test-device: the tests against sshd and an emulated Pi, which make test leaves out
 # make thin: installs without torch · make pi: the quickstart on an emulated Raspberry Pi 4
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint thin pi
+.PHONY: demo test test-device lint thin pi
 
 demo: .venv/.installed
 	$(BIN)/athe-export build recipes/quickstart.yaml
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not device"
+
+test-device: .venv/.installed
+	$(BIN)/python -m pytest -n auto --dist loadfile -m device
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .

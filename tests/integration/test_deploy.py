@@ -22,6 +22,7 @@ from tests.sshd import Device, device, key
 from tests.tools import Outcome, cli, edit_arrays, environment, error_of, listing, refused, require_one_message
 
 Make = Callable[[str], Path]
+pytestmark = pytest.mark.device
 
 
 def _failed(deploy: Deployer, code: int, kind: str, *arguments: object, **variables: str) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from tests.tools import error_of, require_one_message
 
 Make = Callable[[str], Path]
 
+pytestmark = pytest.mark.device
+
 
 def _current(deploy: Deployer) -> str:
     """The name of the bundle that serves, every file of which was checked."""

@@ -16,10 +16,13 @@ from tests.conftest import ROOT
 PI = ROOT / "scripts" / "pi"
 GRAPH = ROOT / "tests" / "bundles" / "v1" / "tiny" / "onnx" / "simple.int8.onnx"
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("qemu-aarch64") and shutil.which("mmdebstrap")),
-    reason="needs qemu-user and mmdebstrap; on Debian, as root: apt-get install qemu-user mmdebstrap",
-)
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(
+        not (shutil.which("qemu-aarch64") and shutil.which("mmdebstrap")),
+        reason="needs qemu-user and mmdebstrap; on Debian, as root: apt-get install qemu-user mmdebstrap",
+    ),
+]
 
 
 def run(*line: object) -> subprocess.CompletedProcess[str]:
