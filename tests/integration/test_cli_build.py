@@ -213,5 +213,5 @@ def test_an_export_that_differs_from_torch_is_exit_code_8(tiny: Callable[..., Pa
     _rewrite(lambda t: t.update({"head.weight": torch.full((100, 24), 3e38)}))(recipe.with_name("tiny.safetensors"))
     done = cli("build", recipe, "-o", tmp_path / "out" / "bundle", "--json")
     error = error_of(done, 8, "export")
-    assert "differs from torch" in error["message"] and error["where"] == "export of complex"
+    assert "differs from torch" in error["message"] and error["where"] == "the deployed form of complex"
     assert list(listing(tmp_path / "out")) == []

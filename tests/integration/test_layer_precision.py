@@ -16,7 +16,9 @@ from athe_export.report.precision_section import precision_section, search_of, s
 from tests.conftest import TINY, SilentWatch, write_recipe
 from tests.tools import command
 
-LAYERS = [f"blocks.{b}.{name}" for b in range(3) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+LAYERS = ["patch_embed.proj"] + [
+    f"blocks.{b}.{name}" for b in range(3) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+]
 AUTO = {"max_top1_drop_pp": 4, "max_slowdown": 100, "images": 200}
 
 

@@ -1,4 +1,4 @@
-"""fp32 TFLite graph -> int8: a branch's fully connected layers and patch convolution, a router's every op.
+"""fp32 TFLite graph -> int8: a branch's fully connected layers and convolutions, a router's every op.
 
 Quantizing every op makes a ViT slower than fp32 (docs/decisions/0002-int8-what-and-why.md); a MobileNet gains by it.
 Token scorers stay float: a flipped choice of tokens costs more than the layer saves.
