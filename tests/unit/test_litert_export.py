@@ -18,8 +18,9 @@ from torch import nn
 
 from athe_export.branches import BranchGraphSource
 from athe_export.bundle.reader import open_bundle
+from athe_export.deployed import CENTRED, deployed
 from athe_export.errors import ExportError
-from athe_export.preprocessing import Tensor
+from athe_export.preprocessing import Pixels, Preprocessing, Tensor
 from athe_export.runtime.litert_session import LitertSession
 from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.runtime.predictor import open_session
@@ -32,6 +33,12 @@ Graphs = dict[str, LitertGraph]
 Sources = dict[str, BranchGraphSource]
 ROLES = ("router", "simple", "complex")
 SELECTION = ["TOPK_V2", "RESHAPE", "EMBEDDING_LOOKUP"]
+
+
+@pytest.fixture(scope="module")
+def deployed_sources(tiny_sources: Sources, tiny_preprocessing: Preprocessing) -> Sources:
+    """What the tiny bundle's TFLite graphs were made from."""
+    return {role: deployed(source, tiny_preprocessing, CENTRED) for role, source in tiny_sources.items()}
 
 
 def source_of(module: nn.Module) -> BranchGraphSource:
@@ -69,16 +76,16 @@ def test_a_graph_has_one_image_in_and_one_named_output_of_fixed_shape(litert_gra
     graph = litert_graphs[role]
     require_static(graph, "test")
     (given,), (made,) = graph.inputs, graph.outputs
-    assert (given.name, given.shape, given.dtype) == ("image", (1, 3, 32, 32), "float32")
+    assert (given.name, given.shape, given.dtype) == ("image", (1, 32, 32, 3), "int8")
     assert (made.name, made.shape, made.dtype) == (output, (1,) if role == "router" else (1, 100), "float32")
     assert len(unpack(graph.content).subgraphs) == 1
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_graph_is_torch_on_real_images(
-    litert_graphs: Graphs, tiny_sources: Sources, real_images: tuple[Tensor, ...], role: str
+    litert_graphs: Graphs, deployed_sources: Sources, real_pixels: tuple[Pixels, ...], role: str
 ) -> None:
-    require_equal(LitertSession(litert_graphs[role].content), tiny_sources[role], real_images, "test")
+    require_equal(LitertSession(litert_graphs[role].content), deployed_sources[role], real_pixels, "test")
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -93,10 +100,10 @@ def test_layers_carry_their_torch_names_in_the_order_they_run_in(
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_layer_of_a_name_stores_the_weights_of_the_torch_module_of_that_name(
-    litert_graphs: Graphs, tiny_sources: Sources, role: str
+    litert_graphs: Graphs, deployed_sources: Sources, role: str
 ) -> None:
     """Names are given by order; layers of one size could be mixed up without anything else telling."""
-    source, graph, model = tiny_sources[role], litert_graphs[role], unpack(litert_graphs[role].content)
+    source, graph, model = deployed_sources[role], litert_graphs[role], unpack(litert_graphs[role].content)
     modules = {source.layer_name(n): m for n, m in source.module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     for layer, module in modules.items():
         weight = module.weight.detach()
@@ -144,21 +151,21 @@ def tied(bundle: Path, litert: LitertGraph) -> tuple[OnnxSession, LitertSession]
 
 @pytest.mark.parametrize("role", ["simple", "complex"])
 def test_both_targets_choose_the_same_tokens_where_all_score_alike(
-    built_both: Path, litert_graphs: Graphs, real_images: tuple[Tensor, ...], role: str
+    built_both: Path, litert_graphs: Graphs, real_pixels: tuple[Pixels, ...], role: str
 ) -> None:
     onnx_tied, litert_tied = tied(built_both, litert_graphs[role])
     scored = LitertSession(litert_graphs[role].content)
-    for image in real_images:
+    for image in real_pixels:
         assert np.abs(onnx_tied.run(image) - litert_tied.run(image)).max() <= MAX_ERROR
-    others = [np.abs(scored.run(image) - litert_tied.run(image)).max() for image in real_images]
+    others = [np.abs(scored.run(image) - litert_tied.run(image)).max() for image in real_pixels]
     assert max(others) > 10 * MAX_ERROR, "the choice of tokens does not show in the logits, so nothing was compared"
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_both_targets_give_the_same_on_real_images(built_both: Path, real_images: tuple[Tensor, ...], role: str) -> None:
+def test_both_targets_give_the_same_on_real_images(built_both: Path, real_pixels: tuple[Pixels, ...], role: str) -> None:
     bundle = open_bundle(built_both)
     one, other = (open_session(bundle, g) for g in bundle.manifest.graphs if (g.role, g.precision) == (role, "fp32"))
-    for image in real_images:
+    for image in real_pixels:
         assert np.abs(one.run(image).ravel() - other.run(image).ravel()).max() <= MAX_ERROR
 
 
@@ -227,12 +234,12 @@ def test_a_layer_that_runs_twice_is_refused_since_its_name_would_stand_for_two(r
 
 
 def test_a_graph_that_differs_from_torch_is_refused(
-    litert_graphs: Graphs, tiny_sources: Sources, real_images: tuple[Tensor, ...]
+    litert_graphs: Graphs, deployed_sources: Sources, real_pixels: tuple[Pixels, ...]
 ) -> None:
     model = unpack(litert_graphs["simple"].content)
     stored(litert_graphs["simple"], model, "head")[:] *= np.float32(1.01)
     with pytest.raises(ExportError, match="differs from torch") as caught:
-        require_equal(LitertSession(pack(model)), tiny_sources["simple"], real_images, "export")
+        require_equal(LitertSession(pack(model)), deployed_sources["simple"], real_pixels, "export")
     assert caught.value.where == "export of simple"
 
 
@@ -266,9 +273,9 @@ def test_a_graph_that_is_not_static_is_refused(litert_graphs: Graphs, change: Ca
     assert caught.value.where == "export of simple"
 
 
-def test_a_graph_survives_unpacking_and_packing(litert_graphs: Graphs, real_images: tuple[Tensor, ...]) -> None:
+def test_a_graph_survives_unpacking_and_packing(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
     graph = litert_graphs["simple"]
     again = LitertGraph(graph.role, graph.precision, pack(unpack(graph.content)))
     assert (again.ops, again.inputs, again.outputs) == (graph.ops, graph.inputs, graph.outputs)
-    one, other = (LitertSession(g.content).run(real_images[0]) for g in (graph, again))
+    one, other = (LitertSession(g.content).run(real_pixels[0]) for g in (graph, again))
     assert np.array_equal(one, other)

@@ -14,13 +14,14 @@ from athe_export.runtime.onnx_session import OnnxSession
 from athe_export.targets.onnx.graph import OnnxGraph
 from athe_export.targets.onnx.pixels import pixel_tensors
 from athe_export.targets.onnx.quantize import quantize
+from tests.tools import graph_content
 
 SCHEMES = ["static_wi8_ai8", "dynamic_wi8_afp32"]
 
 
 @pytest.fixture(scope="module")
 def simple(built_both: Path) -> OnnxGraph:
-    return OnnxGraph("simple", "fp32", onnx.load(built_both / "onnx/simple.fp32.onnx"), 0.0)
+    return OnnxGraph("simple", "fp32", onnx.load_from_string(graph_content(built_both, "onnx/simple.fp32.onnx")), 0.0)
 
 
 def test_a_graph_takes_pixels(simple: OnnxGraph) -> None:
