@@ -44,7 +44,7 @@ def require_alike(
 
 def _output(source: BranchGraphSource, image: GraphInput) -> npt.NDArray[np.float32]:
     with torch.no_grad():
-        found: npt.NDArray[np.float32] = source.module(torch.from_numpy(image)).numpy()
+        found: npt.NDArray[np.float32] = source.module(torch.tensor(image)).numpy()
     return found
 
 

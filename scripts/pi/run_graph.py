@@ -20,7 +20,8 @@ WARM_UP = 2  # ONNX Runtime plans its memory in the first run and uses the plan 
 MARK = 0x41544845  # known to instruction_counter.c
 
 Arrays = dict[str, np.ndarray]
-Shapes = dict[str, tuple[int, ...]]
+Inputs = dict[str, tuple[tuple[int, ...], np.dtype]]
+ONNX_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
 
 
 def mark(tag: int) -> None:
@@ -41,7 +42,7 @@ class OnnxGraph:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()
         self._binding.bind_output(self._session.get_outputs()[0].name)
-        self.shapes: Shapes = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+        self.inputs: Inputs = {i.name: (tuple(i.shape), ONNX_DTYPES[i.type]) for i in self._session.get_inputs()}
 
     def feed(self, inputs: Arrays) -> None:
         for name, array in inputs.items():
@@ -63,7 +64,7 @@ class LitertGraph:
         inputs = self._interpreter.get_input_details()
         self._inputs = {i["name"]: i["index"] for i in inputs}
         self._output = self._interpreter.get_output_details()[0]["index"]
-        self.shapes: Shapes = {i["name"]: tuple(int(n) for n in i["shape"]) for i in inputs}
+        self.inputs: Inputs = {i["name"]: (tuple(int(n) for n in i["shape"]), np.dtype(i["dtype"])) for i in inputs}
 
     def feed(self, inputs: Arrays) -> None:
         for name, array in inputs.items():
@@ -76,6 +77,15 @@ class LitertGraph:
         return np.array(self._interpreter.get_tensor(self._output))
 
 
+def drawn(inputs: Inputs, seed: int) -> Arrays:
+    """Noise for each input: float32 of variance 1, or every value that a pixel can have."""
+    draw = np.random.RandomState(seed)
+    return {
+        name: draw.randn(*shape).astype(dtype) if dtype.kind == "f" else draw.randint(0, 256, shape).astype(dtype)
+        for name, (shape, dtype) in inputs.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("graph", type=Path)
@@ -85,8 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     graph = (OnnxGraph if args.graph.suffix == ".onnx" else LitertGraph)(str(args.graph))
     if not args.inputs.exists():
-        draw = np.random.RandomState(args.seed)
-        np.savez(args.inputs, **{name: draw.randn(*shape).astype(np.float32) for name, shape in graph.shapes.items()})
+        np.savez(args.inputs, **drawn(graph.inputs, args.seed))
     with np.load(args.inputs) as stored:
         inputs = dict(stored)
     gc.disable()

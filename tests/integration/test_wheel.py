@@ -42,7 +42,7 @@ def test_the_wheel_states_its_version_licence_and_extras_and_needs_no_torch(inst
     code = "import json, importlib.metadata as m; print(json.dumps(m.metadata('athe-export').json))"
     found = json.loads(output_of(installed / "bin" / "python", "-c", code, cwd=tmp_path))
     assert (found["version"], found["license_expression"]) == (athe_export.__version__, "Apache-2.0")
-    assert set(found["provides_extra"]) == {"onnx", "litert", "build", "dev"}
+    assert set(found["provides_extra"]) == {"onnx", "litert", "camera", "build", "dev"}
     assert not [
         r for r in found["requires_dist"] if "extra ==" not in r and any(x in r for x in ("torch", "onnx", "litert"))
     ]

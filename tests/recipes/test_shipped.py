@@ -158,7 +158,7 @@ def test_inspect_lists_router_branches_fixed_shapes_int8_coverage_and_digests(sh
     depth = load_recipe(ROOT / "recipes" / f"{shipped.bundle.name}.yaml").recipe.model.depth
     for target in TARGETS:
         simple, complex_ = graphs[target, "simple", "int8"], graphs[target, "complex", "int8"]
-        assert simple["int8_ops"] == complex_["int8_ops"] == 4 * depth + (2 if target == "litert" else 1)
+        assert simple["int8_ops"] == complex_["int8_ops"] == 4 * depth + 2
         assert simple["mmacs"] < 0.6 * complex_["mmacs"]
 
 
