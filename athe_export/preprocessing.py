@@ -100,11 +100,6 @@ def takes_pixels(shape: tuple[int, ...]) -> bool:
     return shape[-1] == 3
 
 
-def input_size(shape: tuple[int, ...]) -> int:
-    """Height and width of the image that an input of this shape takes."""
-    return shape[1] if takes_pixels(shape) else shape[-1]
-
-
 def _middle(pixels: Pixels) -> Pixels:
     """Of a strip, the part that a centre crop can reach: else enlarging one of few rows would not fit into memory."""
     height, width = pixels.shape[:2]

@@ -84,7 +84,9 @@ def test_a_copied_baseline_finds_its_files(tmp_path: Path) -> None:
     copied = copy_recipe("baselines/evit_cifar100", tmp_path)
     recipe = load_recipe(tmp_path / "recipes" / "baselines" / "evit_cifar100.yaml")
     assert recipe.recipe.checkpoint.path is not None
-    assert {recipe.resolve(recipe.recipe.checkpoint.path), recipe.resolve(recipe.recipe.data.calibration)} <= set(copied.files)
+    assert {recipe.resolve(recipe.recipe.checkpoint.path), recipe.resolve(recipe.recipe.data.calibration)} <= set(
+        copied.files
+    )
 
 
 @pytest.fixture(scope="module")
