@@ -179,7 +179,7 @@ def _there(made: Device, script: str) -> str:
     return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(("megabytes", "doing"), [(8, "writing"), (40, "installing the runtime")])
+@pytest.mark.parametrize(("megabytes", "doing"), [(4, "writing"), (40, "installing the runtime")])
 def test_a_disk_that_fills_up_leaves_what_serves(
     small: Callable[[int], contextlib.AbstractContextManager[Deployer]],
     renamed: Make,
