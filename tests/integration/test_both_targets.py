@@ -56,7 +56,7 @@ def test_inspect_says_of_every_tflite_graph_what_xnnpack_takes_and_of_every_grap
             assert graph["xnnpack"] is None
         assert graph["float_ops"] == len(graph["float_op_names"])
         assert (graph["int8_ops"] > 0) == int8
-        if pruned and int8:  # ONNX keeps the patch convolution float
+        if pruned and int8:  # the linear layers, the patch embedding among them, but for the scorer
             assert graph["int8_ops"] == 3 * 4 + 2
         assert (graph["float_ops"] == 0) == (not pruned and int8)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 RANGE = (0.0, 255.0)
 
@@ -36,9 +36,5 @@ def without_quantizing_pixels(model: ModelProto) -> None:
         for reader in graph.node:
             reader.input[:] = [renamed.get(name, name) for name in reader.input]
     read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    for node in [n for n in graph.node if _idle(n, pixels, read)]:
+    for node in [n for n in graph.node if n.output[0] in pixels - read]:
         graph.node.remove(node)
-
-
-def _idle(node: NodeProto, pixels: frozenset[str], read: set[str]) -> bool:
-    return node.output[0] in pixels and node.output[0] not in read
