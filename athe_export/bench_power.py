@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from athe_export import console
-from athe_export.bench.join import joined, joined_patiently, keep, kept_run
+from athe_export.bench.join import joined, keep, kept_run, patiently
 from athe_export.bench.meters import AUTO, Columns, asked_columns
 from athe_export.bench.power_log import check_format
 from athe_export.bench.run import BenchReport, bench_bundle
@@ -49,7 +49,7 @@ def bench_with_power(
         shares: dict[str, Any] = {"progress": watch.share("measure"), "power_progress": watch.share("pattern of load")}
         report = bench_bundle(bundle, power=True, **settings, **shares)
     try:
-        return joined_patiently(report, log, asked)
+        return patiently(lambda: joined(report, log, asked), log)
     except PowerLogError as err:
         path = keep(report.document, log)
         if sys.stdin.isatty() and console.err.is_terminal:

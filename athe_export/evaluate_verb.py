@@ -11,10 +11,19 @@ import typer
 
 from athe_export import console
 from athe_export.dependencies import require
-from athe_export.errors import AtheExportError, GateFailed, GateInconclusive, Interrupted, as_error
-from athe_export.options import DataRoot, JsonFlag
+from athe_export.errors import (
+    AtheExportError,
+    GateFailed,
+    GateInconclusive,
+    Interrupted,
+    PowerLogError,
+    UsageError,
+    as_error,
+)
+from athe_export.options import DataRoot, JsonFlag, PowerColumns, PowerLogOption
 
 if TYPE_CHECKING:
+    from athe_export.evaluation.energy import Metered
     from athe_export.evaluation.run import Evaluation
     from athe_export.recipe import RecipeFile
 
@@ -33,6 +42,8 @@ def evaluate(
         ),
     ] = None,
     data_root: DataRoot = None,
+    power_log: PowerLogOption = None,
+    power_columns: PowerColumns = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Run the paper's experiment over recipes: accuracy, speed, routers and robustness, as one report.
@@ -47,6 +58,7 @@ def evaluate(
     from athe_export.recipe import load_recipe
     from athe_export.report.gallery import thumbnail
 
+    metered = _metered(power_log, power_columns)
     folder = output or Path("artifacts") / ("evaluation-quick" if quick else "evaluation")
     files = tuple(load_recipe(path) for path in recipes)
     command = shlex.join(["athe-export", *sys.argv[1:]])
@@ -58,7 +70,7 @@ def evaluate(
 
             run_build(file, where, watch, data_root)
 
-        job = Job(files, folder, QUICK if quick else FULL, build, command, data_root, (Path("artifacts/bundles"),))
+        job = Job(files, folder, QUICK if quick else FULL, build, command, data_root, (Path("artifacts/bundles"),), metered)
         try:
             found = run(job, watch)
         except BaseException as error:
@@ -82,10 +94,30 @@ def evaluate(
         console.print_json(dict(document))
 
 
+def _metered(log: Path | None, columns: str) -> Metered | None:
+    """
+    Raises:
+        UsageError: columns without a log, or no such columns.
+        PowerLogError: a log that is there already is in an unknown format.
+    """
+    from athe_export.bench.meters import asked_columns
+    from athe_export.bench.power_log import check_format
+    from athe_export.evaluation.energy import Metered
+
+    asked = asked_columns(columns)
+    if log is None:
+        if columns != "auto":
+            raise UsageError("there is no log to read", where="--power-log", remedy="add --power-log FILE")
+        return None
+    check_format(log, asked)
+    return Metered(log, asked)
+
+
 def missed_error(found: Evaluation, folder: Path) -> AtheExportError | None:
     """What ends an evaluation whose report is written and which is not whole; None where nothing is missing.
 
-    A gate that failed outranks a recipe that could not be built, and that one a gate that cannot decide. With `--quick`
+    A gate that failed outranks a recipe that could not be built, that one a power log that was refused, and that one a gate
+    that cannot decide. With `--quick`
     small gates are expected not to decide.
     """
     document: dict[str, Any] = dict(found.document)
@@ -98,6 +130,9 @@ def missed_error(found: Evaluation, folder: Path) -> AtheExportError | None:
         first = found.not_built[0]
         what = f"not built: {names}; the first because: {first.what}"
         return type(first)(what, where=first.where, remedy=remedy, report=document)
+    if refused := found.refused:
+        remedy = f"{refused.remedy}; the same command reads it again, and a log of another name takes a new run"
+        return PowerLogError(refused.what, where=refused.where, remedy=remedy, report=document)
     if (open_ := [name for name, verdict in verdicts.items() if verdict == "inconclusive"]) and not document["quick"]:
         return GateInconclusive(
             f"the parity gate is inconclusive: {', '.join(open_)}", where=str(folder), remedy=remedy, report=document

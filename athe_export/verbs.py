@@ -13,7 +13,17 @@ from athe_export.ci import Outputs, told_to_ci
 from athe_export.dependencies import require
 from athe_export.errors import RESUME, GateFailed, GateInconclusive, Interrupted, UsageError, as_error
 from athe_export.evaluate_verb import EXAMPLES, evaluate
-from athe_export.options import BundleArgument, DataRoot, DestinationArgument, JsonFlag, Junit, RecipeArgument, Summary
+from athe_export.options import (
+    BundleArgument,
+    DataRoot,
+    DestinationArgument,
+    JsonFlag,
+    Junit,
+    PowerColumns,
+    PowerLogOption,
+    RecipeArgument,
+    Summary,
+)
 from athe_export.recipe_verbs import recipes_app
 
 if TYPE_CHECKING:
@@ -200,12 +210,8 @@ def bench(
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine, pinned to as many CPUs.")] = 1,
     target: Annotated[str, typer.Option(help="auto (all that can run here), litert or onnx.")] = "auto",
-    power_log: Annotated[
-        Path | None, typer.Option(help="Also run a pattern of load, and tell joules by this log of a power meter.")
-    ] = None,
-    power_columns: Annotated[
-        str, typer.Option(help="The log's format: auto, a name, or time=COLUMN:ms,power=COLUMN:mW; see docs/energy.md.")
-    ] = "auto",
+    power_log: PowerLogOption = None,
+    power_columns: PowerColumns = "auto",
     join: Annotated[
         Path | None, typer.Option(help="Measure nothing; join the log with this run, which bench has kept or printed.")
     ] = None,

@@ -19,9 +19,8 @@ from athe_export.bench.alignment import Alignment
 from athe_export.bench.load_pattern import RowName, Timeline
 from athe_export.bench.power_log import PowerLog, Values
 from athe_export.errors import PowerLogError
+from athe_export.parity.statistics import mean_margin
 
-# 97.5% quantiles of Student's t by degrees of freedom
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
 _NORMAL = 1.96
 _LEAST_SAMPLES = 2  # of load, and of idle at either side
 _IDLE_DRIFT = 0.25  # of what load adds, by which idle may differ over the run
@@ -132,9 +131,8 @@ def _row(timeline: Timeline, powers: Sequence[Power], resolution_w: float, row: 
     seconds = np.array([(b.counted_to - b.counted_from) / b.images for b in blocks])
     load, above = (np.array(v) for v in ([powers[i].load for i in at], [powers[i].load - powers[i].idle for i in at]))
     joules: Values = above * seconds
-    noise = _T.get(len(at) - 1, _T[10]) * float(joules.std(ddof=1)) / math.sqrt(len(at))
     digits = _NORMAL * resolution_w * math.sqrt(1 / 6) * float(seconds.mean())  # of two means, each uniform
-    mean, error = float(joules.mean()), math.hypot(noise, digits)
+    mean, error = float(joules.mean()), math.hypot(mean_margin(list(joules)), digits)
     images, watts = sum(b.images for b in blocks), (float(load.mean()), float(above.mean()))
     return RowEnergy(timeline.rows[row], len(at), images, *watts, mean, mean - error, mean + error)
 

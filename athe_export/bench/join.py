@@ -7,17 +7,18 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from athe_export.bench.alignment import LogTooShort, align
 from athe_export.bench.energy import energy_json
-from athe_export.bench.load_pattern import timeline_from
+from athe_export.bench.load_pattern import Timeline, timeline_from
 from athe_export.bench.meters import Columns
 from athe_export.bench.power_log import read_power_log
 from athe_export.bench.run import BenchReport
 from athe_export.bundle.reader import open_bundle
 from athe_export.errors import EnvironmentFailure, PowerLogError, UsageError
 
+T = TypeVar("T")
 _PATIENCE_S = 10.0  # a log that has not grown for so long is not being written any more
 
 
@@ -30,8 +31,7 @@ def joined(report: BenchReport, log: Path, columns: Columns | None) -> BenchRepo
     """
     timeline = timeline_from((report.document.get("energy") or {}).get("timeline"), "the bench that is to be joined")
     try:
-        content = read_power_log(log, columns)
-        energy = energy_json(content, timeline, align(content, timeline))
+        energy = energy_of(timeline, log, columns)
     except PowerLogError as err:
         refused = {"refused": err.what, "timeline": timeline.to_json()}
         err.report = {**report.document, "energy": refused}
@@ -39,18 +39,27 @@ def joined(report: BenchReport, log: Path, columns: Columns | None) -> BenchRepo
     return BenchReport({**report.document, "energy": {**energy, "timeline": timeline.to_json()}})
 
 
-def joined_patiently(
-    report: BenchReport,
+def energy_of(timeline: Timeline, log: Path, columns: Columns | None) -> dict[str, Any]:
+    """What a log tells of a pattern of load, as `energy.energy_json` gives it.
+
+    Raises:
+        PowerLogError: the log cannot be read or joined.
+    """
+    content = read_power_log(log, columns)
+    return energy_json(content, timeline, align(content, timeline))
+
+
+def patiently(
+    join: Callable[[], T],
     log: Path,
-    columns: Columns | None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> BenchReport:
-    """The same; a log that ends too early is read again for as long as its program still writes to it."""
+) -> T:
+    """What `join` makes of a log; one that ends too early is read again for as long as its program still writes to it."""
     grown, size = clock(), -1
     while True:
         try:
-            return joined(report, log, columns)
+            return join()
         except LogTooShort:
             now = log.stat().st_size
             if now != size:

@@ -57,6 +57,7 @@ def document_of(
         "recipes": [of.to_json() for of in bundles],
         "not_built": [{"recipe": name, "error": error.to_json()} for name, error in not_built],
         "left_out": list(left_out),
+        "energy": measured.energies.to_json(),
         "systems": rows_json(measured),
         "routers": [_router_json(s, measured) for s in measured.systems if s.routed and s.key in measured.answers],
         "robustness": _robustness(measured, robust),

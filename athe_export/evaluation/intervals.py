@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.parity.statistics import paired_difference, proportion
+from athe_export.parity.statistics import mean_margin, paired_difference, proportion
 
-# Student's t, 97.5%, of 1 to 9 degrees of freedom
-_T = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
 _Z = 1.959964
 _ONE_SIDED = 0.975  # two such bounds make an interval of 95%
 Shares = npt.NDArray[np.float64]
@@ -31,15 +29,12 @@ class Estimate:
 
 
 def mean_of_runs(values: Sequence[float]) -> Estimate:
-    """Mean over 2 to 10 runs, with Student's interval (Gosset, The probable error of a mean, Biometrika 6, 1908).
+    """Mean over runs, with Student's interval (`parity.statistics.mean_margin`).
 
     Raises:
-        ValueError: fewer or more values.
+        ValueError: less than two values.
     """
-    if not 2 <= len(values) <= len(_T) + 1:
-        raise ValueError(f"an interval takes 2 to {len(_T) + 1} runs, not {len(values)}")
-    mean = float(np.mean(values))
-    margin = _T[len(values) - 2] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    mean, margin = float(np.mean(values)), mean_margin(values)
     return Estimate(mean, mean - margin, mean + margin)
 
 

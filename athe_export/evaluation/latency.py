@@ -24,7 +24,7 @@ from athe_export.evaluation.systems import System
 from athe_export.runtime.predictor import RoutedGraphs, labels_of, preprocessing_of
 
 ROUTED = "(routed)"  # no branch can be called so
-_THREADS = 1
+THREADS = 1
 
 
 class TimedRow(NamedTuple):
@@ -94,24 +94,28 @@ def latency_cells(
     Args:
         ids: images that the queries are of.
     """
-    bundles = sorted({(s.key, s.of.bundle.digest) for s in systems})
-    engines = {s.target: engine_of(s.target) for s in systems}
     found = []
     for number in range(plan.runs):
-        depends = {
-            "systems": bundles,
-            "dataset": dataset.digest,
-            "ids_sha256": ids_sha256(ids),
+        depends = depends_on(systems, dataset, ids) | {
             "plan": vars(plan.latency),
-            "threads": _THREADS,
             "run": number,
             "seed": plan.seed + number,
-            "engines": engines,
         }
         step = f"run {number + 1} of {plan.runs}"
         run = _timed(systems, dataset, ids, plan, plan.seed + number, _share(progress, step))
         found.append(cells.get("latency", depends, run))
     return Latencies(tuple(found))
+
+
+def depends_on(systems: Sequence[System], dataset: Dataset, ids: Ids) -> dict[str, Any]:
+    """What the work of all rows together depends on, for the key of a cell."""
+    return {
+        "systems": sorted({(s.key, s.of.bundle.digest) for s in systems}),
+        "dataset": dataset.digest,
+        "ids_sha256": ids_sha256(ids),
+        "threads": THREADS,
+        "engines": {s.target: engine_of(s.target) for s in systems},
+    }
 
 
 def _share(progress: Callable[[str, int, int], None], step: str) -> Callable[[float], None]:
@@ -128,7 +132,7 @@ def _timed(
 ) -> Callable[[], Mapping[str, Any]]:
     def measured() -> Mapping[str, Any]:
         started = time.time()
-        with machine.pinned(_THREADS) as pinned:
+        with machine.pinned(THREADS) as pinned:
             before = machine.now(pinned)
             rows = {_FIXED_WORK: fixed_work} | timed_queries(systems, dataset, ids)
             run = measure(rows, plan.latency, seed, progress=progress)
@@ -136,7 +140,7 @@ def _timed(
         spread, drift = unrest(run.series[_FIXED_WORK])
         return {
             "rows": _rows_json(run),
-            "noise": list(machine.disturbances(_THREADS, run.busy, spread, drift, before, after)),
+            "noise": list(machine.disturbances(THREADS, run.busy, spread, drift, before, after)),
             "cpu_share": round(run.busy, 4),
             "pinned_to": list(pinned),
             "before": before.to_json(),
@@ -159,7 +163,7 @@ def timed_queries(systems: Sequence[System], dataset: Dataset, ids: Ids) -> dict
 def _rows(system: System, dataset: Dataset, ids: Ids) -> dict[TimedRow, Query]:
     bundle, preprocessing = system.of.bundle, preprocessing_of(system.manifest)
     split, labels = system.manifest.gate["split"], labels_of(bundle)
-    graphs = RoutedGraphs(bundle, system.target, system.precision, _THREADS)
+    graphs = RoutedGraphs(bundle, system.target, system.precision, THREADS)
     sources = [preprocessing.source(dataset.image(split, int(i))) for i in ids]
     photos = photos_by_branch(graphs, preprocessing, sources)
     every = [photo for own in photos.values() for photo in own]

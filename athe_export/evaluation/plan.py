@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from athe_export.bench.load_pattern import FULL_POWER, QUICK_POWER, PowerPlan
 from athe_export.bench.protocol import Plan
 
 
@@ -20,6 +21,7 @@ class EvaluationPlan:
         robustness_images: drawn from these for every corruption and strength.
         runs: of all timed rows, interleaved each.
         latency: how long such a run is.
+        power: the pattern of load, where a power log is given.
         photos: images that timed rows see.
         gate_images: gate images of a bundle that has to be built; None: the recipe's own.
         one_system: of each recipe only the target that `run` takes, in the first precision that it has.
@@ -32,6 +34,7 @@ class EvaluationPlan:
     robustness_images: int
     runs: int
     latency: Plan
+    power: PowerPlan = FULL_POWER
     photos: int = 64
     gate_images: int | None = None
     one_system: bool = False
@@ -50,5 +53,13 @@ FULL = EvaluationPlan(
     "full", None, 500, 2000, 5, Plan(queries=205, row_seconds=12.0, rounds=6, slice_s=0.1)
 )  # fmt: skip
 QUICK = EvaluationPlan(
-    "quick", 500, 100, 200, 5, Plan(seconds=4.0, queries=5, rounds=5, slice_s=0.02), gate_images=500, one_system=True
+    "quick",
+    500,
+    100,
+    200,
+    5,
+    Plan(seconds=4.0, queries=5, rounds=5, slice_s=0.02),
+    QUICK_POWER,
+    gate_images=500,
+    one_system=True,
 )

@@ -11,7 +11,7 @@ import numpy as np
 
 from athe_export.evaluation.answers import Answers
 from athe_export.evaluation.corruptions import Corruption
-from athe_export.evaluation.energy import Joules, energy_json
+from athe_export.evaluation.energy import Energies
 from athe_export.evaluation.intervals import Estimate, mean_difference, mean_of_images
 from athe_export.evaluation.latency import Latencies, estimate_ms, times_as_fast
 from athe_export.evaluation.policies import RANDOM, Policy, policies, untrained_policies
@@ -30,7 +30,7 @@ class Measured:
     latencies: Latencies
     subset: BalancedSubset | None
     dense: str | None
-    joules: Joules = field(default_factory=dict)
+    energies: Energies = field(default_factory=Energies)
 
     def policies(self, system: System) -> list[Policy]:
         found = self.answers.get(system.key)
@@ -63,7 +63,9 @@ def _row(measured: Measured, system: System, policy: Policy) -> dict[str, Any]:
     dense = None if dense is system else dense
     mmacs = system.mmacs(policy.shares, policy.router)
     answers = measured.answers.get(system.key)
+    energy = measured.energies.row_json(system, policy)
     cells = [answers.cell.key] if answers else []
+    cells += [measured.energies.cell.key] if energy["energy_j"] and measured.energies.cell else []
     return {
         "system": system.key,
         "recipe": system.of.name,
@@ -82,7 +84,7 @@ def _row(measured: Measured, system: System, policy: Policy) -> dict[str, Any]:
         "mmacs": round(mmacs, 3),
         "mflops": round(FLOPS_PER_MAC * mmacs, 3),
         "bytes": system.bytes(tuple(policy.shares), policy.router),
-        **energy_json(system, policy, measured.joules),
+        **energy,
         "bundle_digest": system.of.bundle.digest,
         "cells": [*cells, *(cell.key for cell in measured.latencies.cells)],
     }

@@ -17,6 +17,7 @@ from athe_export.errors import (
     DatasetError,
     ExportError,
     MissingDependency,
+    PowerLogError,
     RecipeError,
     UsageError,
 )
@@ -25,6 +26,7 @@ from athe_export.evaluation.bundles import Build, RecipeBundle, obtain
 from athe_export.evaluation.cells import Cells
 from athe_export.evaluation.corruptions import ALL, Corruption
 from athe_export.evaluation.document import document_of
+from athe_export.evaluation.energy import Energies, Metered, energies
 from athe_export.evaluation.latency import latency_cells
 from athe_export.evaluation.plan import EvaluationPlan
 from athe_export.evaluation.rows import Measured
@@ -46,6 +48,7 @@ class Job:
         files: the recipes, each with a name of its own.
         output: folder of the evaluation: cells, bundles that had to be built, recipes that were made, the report.
         search: folders where a bundle may be already, below the recipe's name.
+        metered: a power meter's log that energy is told by.
         build: builds, gates and promotes a recipe.
         command: as it was given, for provenance.
     """
@@ -57,15 +60,22 @@ class Job:
     command: str
     data_root: Path | None = None
     search: tuple[Path, ...] = ()
+    metered: Metered | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The document, the dataset that its images are of, and why recipes are missing from it, in their order."""
+    """The document, and the dataset that its images are of.
+
+    Attributes:
+        not_built: why recipes are missing from it, in their order.
+        refused: why the power log could not be joined.
+    """
 
     document: Mapping[str, Any]
     dataset: Dataset
     not_built: tuple[AtheExportError, ...]
+    refused: PowerLogError | None = None
 
 
 def evaluate(job: Job, watch: Watcher) -> Evaluation:
@@ -94,10 +104,22 @@ def evaluate(job: Job, watch: Watcher) -> Evaluation:
     watch.stage("latency")
     photos = _drawn(ids, job.plan.photos, job.plan.seed)
     latencies = latency_cells(cells, systems, dataset, photos, job.plan, watch.progress)
-    measured = Measured(systems, answers, latencies, subset, dense)
+    energy = _energies(cells, systems, photos, dataset, job, watch)
+    measured = Measured(systems, answers, latencies, subset, dense, energy)
     images = {"all": ids, "robustness": robust_ids, "latency": photos}
     document = document_of(job, dataset, bundles, not_built, left_out, measured, robust, images, cells, why)
-    return Evaluation(document, dataset, tuple(error for _, error in not_built))
+    return Evaluation(document, dataset, tuple(error for _, error in not_built), energy.error)
+
+
+def _energies(cells: Cells, systems: Sequence[System], ids: Ids, dataset: Dataset, job: Job, watch: Watcher) -> Energies:
+    if job.metered is None:
+        return Energies()
+    watch.stage("energy")
+
+    def progress(share: float) -> None:
+        watch.progress("pattern of load", int(100 * share), 100)
+
+    return energies(cells, systems, dataset, ids, job.plan, job.metered, progress)
 
 
 def _require_comparable(job: Job) -> None:

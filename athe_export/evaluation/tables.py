@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NOT_MEASURED = "not measured"
+NO_LOG = "no power log was given"
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,11 @@ class Grid:
 
 def systems_grid(document: Mapping[str, Any]) -> Grid:
     """What is deployed: accuracy, time and cost of each."""
-    metered = any(row["energy_j"] for row in document["systems"])
+    log = document["energy"]
+    metered = log is not None and log["refused"] is None
     energy = ("J an image",) if metered else ()
+    why = f"the power log was refused: {log['refused']}" if log else NO_LOG
+    said = "" if metered else f" Energy was not measured: {why}."
     columns = ("system", "gate", "top-1, %", "against dense, points", "ms an image", "× as fast as dense", "MFLOPs", "MB")
     rows = []
     for number, row in enumerate(deployed(document), 1):
@@ -35,7 +39,7 @@ def systems_grid(document: Mapping[str, Any]) -> Grid:
     lead = (
         f"Top-1 on {document['images']['all']['images']:,} images of {document['dataset']['name']} "
         f"{document['dataset']['split']}; times are means over {document['plan']['runs']} runs that all systems shared. "
-        "In brackets, 95% intervals." + ("" if metered else " Energy was not measured: no power log was given.")
+        "In brackets, 95% intervals." + said
     )
     return Grid("Systems", lead, (*columns, *energy, "Pareto front"), tuple(rows), words=2)
 
@@ -223,6 +227,8 @@ def _of(cell: Mapping[str, Any]) -> str:
     depends = cell["depends"]
     if cell["kind"] == "latency":
         return f"run {depends['run'] + 1}, {len(depends['systems'])} systems"
+    if cell["kind"] == "power":
+        return f"pattern of load for {depends['log']}, {len(depends['systems'])} systems"
     corruption = depends["corruption"]
     shown = "" if corruption is None else f", {corruption['name']} {corruption['strength']}"
     return f"bundle {depends['bundle'][:12]}, {depends['target']} {depends['precision']}{shown}"

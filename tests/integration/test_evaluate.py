@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from athe_export.bench.load_pattern import PowerPlan, timeline_from
 from athe_export.bench.protocol import Plan
 from athe_export.bundle.reader import open_bundle
 from athe_export.errors import ExportError
+from athe_export.evaluate_verb import missed_error
+from athe_export.evaluation.energy import Metered
 from athe_export.evaluation.files import CSV, write_files
 from athe_export.evaluation.plan import EvaluationPlan
 from athe_export.evaluation.run import Evaluation, Job, evaluate
@@ -25,6 +28,7 @@ from athe_export.evaluation.variants import dense_of, is_dense, quick_variant
 from athe_export.recipe import RecipeFile, load_recipe
 from athe_export.report.gallery import thumbnail
 from tests.conftest import BOTH, TINY, SilentWatch, write_recipe
+from tests.power_example import Device, Meter, samples, write_log
 from tests.tools import blocked_python, cli, error_of
 
 PLAN = EvaluationPlan("full", 60, 12, 10, 3, Plan(rounds=2, queries=2, slice_s=0.001), photos=24)
@@ -197,6 +201,7 @@ def test_bundles_that_are_there_are_evaluated_without_torch(job: Job, document: 
     code = f"""
 import json
 from pathlib import Path, PosixPath
+from athe_export.bench.load_pattern import PowerPlan, timeline_from
 from athe_export.bench.protocol import Plan
 from athe_export.evaluation.files import write_files
 from athe_export.evaluation.plan import EvaluationPlan
@@ -214,6 +219,47 @@ print(json.dumps([row["top1"] for row in found.document["systems"]]))
     done = blocked_python(code, ("torch", "onnx", "onnxsim", "safetensors", "filelock", "litert_torch", "ai_edge_quantizer"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [row["top1"] for row in document["systems"]]
+
+
+# --- energy -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_power_log_gives_each_row_its_joules_and_one_that_is_refused_is_named(
+    job: Job, document: dict[str, Any], tmp_path: Path
+) -> None:
+    """The log is written after the run, from a device of known watts that does what the run's pattern says."""
+    assert {r["energy_not_measured"] for r in document["systems"]} == {"no power log was given"}
+    shutil.copytree(job.output, tmp_path / "out")
+    power, log = PowerPlan(chip_s=0.1, settle_s=0.05, load_s=0.2, idle_s=0.15, rounds=3), tmp_path / "meter.csv"
+    metered = replace(job, output=tmp_path / "out", plan=replace(PLAN, power=power), build=_no_build, metered=Metered(log))
+    missing = evaluate(metered, SilentWatch())
+    assert missing.refused and "no such log" in missing.document["energy"]["refused"]
+    assert all("no such log" in r["energy_not_measured"] for r in missing.document["systems"])
+    error = missed_error(missing, tmp_path)
+    assert error is not None and error.exit_code == 2 and "reads it again" in error.remedy
+
+    (cell,) = [c for c in missing.document["cells"] if c["kind"] == "power"]
+    pattern = json.loads((tmp_path / "out" / "cells" / cell["file"]).read_text())["content"]
+    timeline = timeline_from(pattern, cell["file"])
+    device = Device(rows=tuple((row, 0.01, 0.5 + 0.25 * at) for at, row in enumerate(timeline.rows)))
+    write_log(log, *samples(device, Meter(hertz=200, noise_w=0.005), timeline))
+    found = evaluate(metered, SilentWatch())
+    assert found.refused is None and found.document["energy"]["refused"] is None
+    assert [c["key"] for c in found.document["cells"] if not c["reused"]] == []
+    watts, rows = {row[:2]: added for row, _, added in device.rows}, 0
+    for row in found.document["systems"]:
+        if row["energy_j"] is None:
+            assert row["policy"] in ("oracle", "random")
+            continue
+        name = "(routed)" if row["policy"] == "learned" else next(iter(row["share"]))
+        blocks = [b for b in timeline.blocks if timeline.rows[b.row][:2] == (row["system"], name)]
+        seconds = np.mean([(b.counted_to - b.counted_from) / b.images for b in blocks])
+        assert row["energy_j"]["value"] == pytest.approx(watts[row["system"], name] * seconds, rel=0.1)
+        assert cell["key"] in row["cells"]
+        rows += 1
+    assert rows == len(timeline.rows)
+    paths = write_files(dict(found.document), {}, tmp_path / "report")
+    assert "J an image" in next(p for p in paths if p.suffix == ".md").read_text()
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

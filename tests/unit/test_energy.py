@@ -15,8 +15,8 @@ import pytest
 from scipy import stats
 
 from athe_export.bench.alignment import Alignment, LogTooShort, align
-from athe_export.bench.energy import _T, RowEnergy, block_powers, energy_json, row_energies
-from athe_export.bench.join import joined, joined_patiently
+from athe_export.bench.energy import RowEnergy, block_powers, energy_json, row_energies
+from athe_export.bench.join import joined, patiently
 from athe_export.bench.load_pattern import BARKER, Timeline, timeline_from
 from athe_export.bench.power_log import PowerLog, read_power_log
 from athe_export.bench.run import BenchReport
@@ -194,10 +194,6 @@ def test_a_meter_of_few_digits_widens_the_interval_so_that_it_holds_the_truth() 
         assert coarse[row].lower <= truth <= coarse[row].upper
 
 
-def test_the_table_of_students_t_is_right() -> None:
-    assert {n: round(float(stats.t.ppf(0.975, n)), 3) for n in _T} == _T
-
-
 # --- joining ----------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +232,7 @@ def test_a_log_that_is_still_being_written_is_waited_for_and_one_that_is_not_is_
         now, written = now + seconds, written + 100
         path.write_text("".join(whole[:written]))
 
-    grown = joined_patiently(report(timeline), path, None, clock=lambda: now, sleep=sleep)
+    grown = patiently(lambda: joined(report(timeline), path, None), path, clock=lambda: now, sleep=sleep)
     assert grown.document["energy"]["rows"] and 1 <= now <= 10
 
     def nothing_more(seconds: float) -> None:
@@ -246,5 +242,5 @@ def test_a_log_that_is_still_being_written_is_waited_for_and_one_that_is_not_is_
     path.write_text("".join(whole[:-400]))
     now = 0.0
     with pytest.raises(LogTooShort):
-        joined_patiently(report(timeline), path, None, clock=lambda: now, sleep=nothing_more)
+        patiently(lambda: joined(report(timeline), path, None), path, clock=lambda: now, sleep=nothing_more)
     assert 10 < now < 15
