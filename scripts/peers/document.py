@@ -10,10 +10,11 @@ import numpy as np
 
 from athe_export.bench import machine
 from athe_export.bench.protocol import Plan, Series, ratio, typical
+from athe_export.bench.rows import PRECISIONS
 from peers.measure import REFERENCE, Measured
 from peers.ours import ENGINES, target_of
 from peers.peer import DENSE, OURS, RATES, ROUTED_SIMPLE, ROUTER, Job, Row
-from peers.rates import shape_of
+from peers.rates import Shape, shape_of
 
 Json = dict[str, Any]
 _SIDES = ("image", "graph")  # parts of a query that ratios are made of: pixels to answer, and the graph alone
@@ -105,20 +106,30 @@ def _rates(measured: Measured) -> list[Json]:
 
 
 def _floors(measured: Measured) -> list[Json]:
-    """Of every graph in both precisions, at the best rate of any engine and shape; empty where a rate is missing."""
-    rates = {p: max((r["gflops"] for r in _rates(measured) if r["precision"] == p and r["gflops"]), default=None)
-             for p in ("fp32", "int8")}  # fmt: skip
+    """Of every graph in both precisions, at the best rate of any engine for each shape; empty where a rate is missing."""
+    best = _best_rates(measured)
     found = []
     for graph, work in measured.work.items():
-        for precision in rates:
-            known = {p: 0.5e9 * rate for p, rate in rates.items() if rate is not None}
-            whole = precision in known and "fp32" in known
-            found.append(
-                {"graph": graph, "precision": precision, "mmacs_layers": work.weighted / 1e6,
-                 "mmacs_attention": work.attention / 1e6, "gflops_layers": rates[precision],
-                 "gflops_attention": rates["fp32"], "floor_ms": 1e3 * work.floor(precision, known) if whole else None}
-            )  # fmt: skip
+        for precision in PRECISIONS:
+            made = {"graph": graph, "precision": precision, "mmacs_layers": work.weighted / 1e6,
+                    "mmacs_attention": work.attention / 1e6}  # fmt: skip
+            rates = dict.fromkeys(("gflops_layers", "gflops_attention", "floor_ms"))
+            if (precision, None) in best and ("fp32", None) in best:
+                layers, attention = work.layers_floor(precision, best), best["fp32", None]
+                rates = {"gflops_layers": 2e-9 * work.weighted / layers, "gflops_attention": 2e-9 * attention,
+                         "floor_ms": 1e3 * (layers + work.attention / attention)}  # fmt: skip
+            found.append(made | rates)
     return found
+
+
+def _best_rates(measured: Measured) -> dict[tuple[str, Shape | None], float]:
+    """Multiply-accumulates a second of the fastest engine, by precision and shape, and under None of all shapes."""
+    best: dict[tuple[str, Shape | None], float] = {}
+    for rate in (r for r in _rates(measured) if r["gflops"]):
+        for shape in (None, (rate["rows"], rate["inputs"], rate["outputs"])):
+            key = rate["precision"], shape
+            best[key] = max(best.get(key, 0.0), 0.5e9 * rate["gflops"])
+    return best
 
 
 def _machine(measured: Measured) -> Json:

@@ -1,8 +1,9 @@
 """How fast this CPU multiplies matrices of a model's own shapes, in the engines themselves, and the floor that follows.
 
-A floor is the time that a graph's multiplications alone take at the best rate that was measured: layers with weights in the
-graph's precision, attention in float32, after the roofline of Williams et al. (2009) with its compute roof alone. What
-moves memory, normalises or activates is not in it, so that no graph reaches it.
+A floor is the time that a graph's multiplications alone take: each layer with weights at the best rate that any engine had on
+a product of its own shape in the graph's precision, attention at the best rate of float32; after the roofline of Williams
+et al. (2009) with its compute roof alone. What moves memory, normalises or activates is not in it, so that no graph reaches
+it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from athe_export.targets.litert.graph import LitertGraph
 from peers.peer import RATES, Ask, Asked, Row
 
 Shape = tuple[int, int, int]  # rows, inputs, outputs of a product
-SHAPES = 6  # of a model, those that most of its multiplications are in
+SHAPES = 24  # of a model at most, those that most of its multiplications are in
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class Work:
     def weighted(self) -> int:
         return sum(self.layers.values())
 
-    def floor(self, precision: str, rates: Mapping[str, float]) -> float:
-        """Seconds.
+    def layers_floor(self, precision: str, rates: Mapping[tuple[str, Shape | None], float]) -> float:
+        """Seconds of the layers.
 
         Args:
             precision: of the layers.
-            rates: multiply-accumulates a second, by precision.
+            rates: multiply-accumulates a second, by precision and shape; a shape that was not measured goes at None's, the
+                best of all.
         """
-        return self.weighted / rates[precision] + self.attention / rates["fp32"]
+        best = rates[precision, None]
+        return sum(macs / rates.get((precision, shape), best) for shape, macs in self.layers.items())
 
 
 def work_of(graph: LitertGraph) -> Work:

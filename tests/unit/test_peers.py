@@ -130,11 +130,19 @@ def test_agreement_is_with_torch_on_the_same_graph_and_the_images_that_were_aske
     assert of(document, EAGER)["agreement"] == 1.0
 
 
-def test_a_floor_is_the_time_of_the_multiplications_at_the_best_rates(job: Job) -> None:
+def test_a_layer_of_a_shape_that_was_not_measured_goes_at_the_best_rate_of_all() -> None:
+    work = Work({(4, 8, 16): 600, (1, 8, 2): 400}, 0)
+    rates = {("int8", None): 200.0, ("int8", (4, 8, 16)): 100.0}
+    assert work.layers_floor("int8", rates) == 600 / 100 + 400 / 200
+
+
+def test_a_floor_is_the_time_of_the_multiplications_at_the_best_rates_of_their_shapes(job: Job) -> None:
     rates = rate_rows([(4, 8, 16)])
     int8, fp32 = (next(r for r in rates if r.peer == f"LiteRT {p}") for p in ("int8", "fp32"))
+    slower = next(r for r in rates if r.peer == "ONNX Runtime int8")
+    (other,) = (r for r in rate_rows([(2, 8, 16)]) if r.peer == "LiteRT int8")  # faster, of another shape
     row = Row("litert", "LiteRT int8 dynamic", "int8", DENSE)
-    document = found(job, {EAGER: 1.0, row: 40.0, int8: 1e-2, fp32: 4e-2})
+    document = found(job, {EAGER: 1.0, row: 40.0, int8: 1e-2, fp32: 4e-2, slower: 2e-2, other: 1e-3})
     floors = document["floors"]
     floor = next(f for f in floors if (f["graph"], f["precision"]) == (DENSE, "int8"))
     macs = 4 * 8 * 16  # a product's, in 7.5 and 30 microseconds of graph
