@@ -1,7 +1,7 @@
 """How fast this CPU multiplies matrices of a model's own shapes, in the engines themselves, and the floor that follows.
 
-A floor is the time that a graph's multiplications alone take: each layer with weights at the best rate that any engine had on
-a product of its own shape in the graph's precision, attention at the best rate of float32; after the roofline of Williams
+A floor is the time that a graph's multiplications alone take: each layer with weights at the best rate that any engine had
+on a product of its own shape in the graph's precision, attention at the best rate of float32; after the roofline of Williams
 et al. (2009) with its compute roof alone. What moves memory, normalises or activates is not in it, so that no graph reaches
 it.
 """
