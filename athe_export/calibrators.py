@@ -83,7 +83,7 @@ def best_of(trials: Mapping[str, Mapping[str, Trial]]) -> str:
 
     Agreement is what counts, but on some hundred images it tells close calibrators apart by chance; the noise of the logits
     settles sooner. The one-standard-error rule is that of Breiman et al., Classification and Regression Trees, 1984,
-    section 3.4.3.
+    chapter 3.
 
     Args:
         trials: by calibrator and role.

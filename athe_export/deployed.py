@@ -8,7 +8,7 @@
   goes into their rows.
 - **Norms without a mean** (`centred`). LayerNorm takes away each token's mean. If every layer that adds to the tokens adds
   something of mean zero, there is none to take away, and what is left is RMSNorm (Ashkboos et al., SliceGPT, 2024, section
-  3.1); its scale and offset go into the layer behind it. A scorer reads the mean, so this begins behind the last choice of
+  3.2); its scale and offset go into the layer behind it. A scorer reads the mean, so this begins behind the last choice of
   tokens.
 
 Layers keep their names. What is trained and what is referred to stays the plain model: see `graphs.export_graph`, where

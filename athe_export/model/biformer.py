@@ -41,11 +41,11 @@ class Regions:
 
 
 class BiLevelRoutingAttention(nn.Module):
-    """Each region's tokens attend to all tokens of the `top_k` regions that go best with it (section 3.2).
+    """Each region's tokens attend to all tokens of the `top_k` regions that go best with it.
 
-    Queries and keys averaged over a region give the affinity of regions (eq. 4), the largest of which route it (eq. 5);
-    keys and values of these are looked up (eq. 6) and attended to, and a depthwise convolution of the values, the local
-    context enhancement, is added (eq. 7). With every region routed that is plain attention, and nothing is chosen.
+    Queries and keys averaged over a region give the affinity of regions, the largest of which route it; keys and values of
+    these are looked up and attended to, and a depthwise convolution of the values, the local context enhancement, is added.
+    With every region routed that is plain attention, and nothing is chosen.
     """
 
     def __init__(self, dim: int, heads: int, regions: Regions, top_k: int) -> None:
@@ -90,7 +90,7 @@ class BiLevelRoutingAttention(nn.Module):
 
 
 class BiFormerBlock(nn.Module):
-    """A depthwise convolution for positions, routed attention, an MLP, each added to what comes in (figure 4)."""
+    """A depthwise convolution for positions, routed attention, an MLP, each added to what comes in (figure 3)."""
 
     def __init__(self, dim: int, heads: int, hidden: int, regions: Regions, top_k: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class BiFormerBlock(nn.Module):
 
 
 class BiFormer(nn.Module):
-    """Stages of blocks, each on a map half as wide and twice as deep as the one before (figure 4, table 1).
+    """Stages of blocks, each on a map half as wide and twice as deep as the one before (figure 3).
 
     `stochastic_depth` is as of DeiT.
     """

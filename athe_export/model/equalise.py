@@ -5,7 +5,7 @@ channel by s in LayerNorm and multiplying the layer's column by s changes nothin
 
 - s = max|x|^alpha / max|w|^(1 - alpha), a channel at a time: SmoothQuant (Xiao et al., 2023, section 4);
 - with `shift`, the middle of each channel's range is first moved to 0 and given back by the layer's bias; with alpha 1 all
-  channels then have one and the same range, which is RepQ-ViT's reparameterisation (Li et al., 2023, section 3.2).
+  channels then have one and the same range, which is RepQ-ViT's reparameterisation (Li et al., 2023).
 
 The converter to LiteRT would undo it: it multiplies LayerNorm's scale into the layer behind it, whatever that scale is. So
 for that target the equalised norms are written out as `UnfoldedLayerNorm`.

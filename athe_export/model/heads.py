@@ -4,7 +4,7 @@ For a head, H = mean over images and query tokens of -sum_j p_j ln p_j, where p 
 tokens; importance = 1 - H / ln(tokens), so that 1 is a head that always looks at one token and 0 one that averages
 them all. *Basic* heads are the most important ones. Entropy as a head's confidence: Voita et al., Analyzing
 Multi-Head Self-Attention, ACL 2019, section 4 (the confident heads are the ones that matter), and Choi et al., Entropy
-Meets Importance, arXiv 2510.13832, section 3 (entropy of a head's attention rows, averaged).
+Meets Importance, arXiv 2510.13832v2, section 4.2.2 (entropy of a head's attention rows, averaged).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class TokenPredictor(nn.Module):
 
 
 class Significance(nn.Module):
-    """The scores of Adaptive Token Sampling (Fayyaz et al., ECCV 2022, section 3.1, eq. 3), summed over heads.
+    """The scores of Adaptive Token Sampling (Fayyaz et al., ECCV 2022, section 3, token scoring), summed over heads.
 
     S_j = A_1j |V_j| / sum_i A_1i |V_i|: the attention of CLS to a token, times the length of the token's value. Here the k
     best are taken, where the paper samples along their cumulative sum, which leaves another number in every image: a graph

@@ -80,7 +80,7 @@ def importance(backbone: DeiT, kind: str, images: Batches) -> dict[str, Tensor]:
     - `magnitude`: w^2, the group's squared L2 norm once summed (Li et al., Pruning Filters for Efficient ConvNets, 2017,
       section 3.1, with the squares in place of the absolute values);
     - `taylor`: |w g|, the loss's first-order change without w, of the gradient g over all images (Molchanov et al.,
-      Importance Estimation for Neural Network Pruning, 2019, section 3.1);
+      Importance Estimation for Neural Network Pruning, 2019, where it is squared);
     - `hessian`: h w^2 / 2, the second-order change with a diagonal Hessian (LeCun et al., Optimal Brain Damage, 1989,
       section 2), of which h is taken as the mean of the squared gradients of single images (the empirical Fisher).
     """

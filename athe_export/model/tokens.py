@@ -101,7 +101,7 @@ def choose_tokens(scores: Tensor, k: int, explore: bool) -> Tensor:
     """Indices [batch, k] of the k best scores [batch, n].
 
     Deployed: constant top-k. With `explore` the scores are Gumbel-perturbed first (Kool et al., Stochastic Beams and
-    Where to Find Them, 2019, section 2), so that training also sees tokens that the scorer does not yet favour.
+    Where to Find Them, 2019), so that training also sees tokens that the scorer does not yet favour.
     """
     if explore:
         uniform = torch.rand_like(scores, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
@@ -112,7 +112,7 @@ def choose_tokens(scores: Tensor, k: int, explore: bool) -> Tensor:
 def fuse_rest(patches: Tensor, worth: Tensor, kept: Tensor) -> Tensor:
     """The patches [batch x n, dim] that are not `kept`, int64 [batch, k] rows of them, as one token: [batch, 1, dim].
 
-    Inattentive token fusion of EViT (Liang et al., Not All Patches are What You Need, ICLR 2022, section 3.3), x_fused =
+    Inattentive token fusion of EViT (Liang et al., Not All Patches are What You Need, ICLR 2022), x_fused =
     sum of a_i x_i over the inattentive tokens i, where a_i, `worth` [batch, n], is the attention that CLS pays to each. It
     is taken as the sum over all less that over the kept ones, so that nothing has to be looked up but these.
     """

@@ -27,7 +27,7 @@ def paired_difference(lost: float, won: float, images: float, confidence: float)
     """Bounds of the true accuracy drop, as a share, between two systems on the same images.
 
     Wald bounds after adding half an image to each of the four cells: Agresti and Min, Simple improved confidence
-    intervals for comparing matched proportions, Statistics in Medicine 24 (2005), section 3.
+    intervals for comparing matched proportions, Statistics in Medicine 24 (2005), there Wald+2.
 
     Args:
         lost: images that the first system has right and the second wrong; fractions serve `images_needed`.
@@ -65,7 +65,7 @@ def proportion(hits: float, images: float, confidence: float) -> Interval:
 
 def ratio_of_sums(parts: npt.NDArray[np.float64], wholes: npt.NDArray[np.float64], confidence: float) -> Interval:
     """Bounds of the ratio of two sums over images, float64 [n] each: the usual large-sample ones (W. G. Cochran, Sampling
-    Techniques, 3rd edition, 1977, section 6.4).
+    Techniques, 3rd edition, 1977, sections 6.4 and 6.5).
 
     `wholes` must not sum to 0.
     """

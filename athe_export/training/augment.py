@@ -43,8 +43,8 @@ def crop_and_flip(pixels: Tensor, padding: int, flip: bool, generator: torch.Gen
 
 
 def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Fills a random rectangle with a random colour (Zhong et al., Random Erasing, 2020, section 3: area 2 to 33 %,
-    aspect 0.3 to 3.3)."""
+    """Fills a random rectangle with a random colour (Zhong et al., Random Erasing, 2020; area 2 to 33 % and aspect 0.3
+    to 3.3 are torchvision's, the paper's area goes to 40 %)."""
     count, _, size, _ = pixels.shape
     chosen, area, aspect, top, left = torch.rand(5, count, generator=generator)
     colour = torch.randint(256, (count, 3, 1, 1), generator=generator, dtype=torch.uint8)
@@ -60,7 +60,7 @@ def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> Ten
 def mix(pixels: Tensor, labels: Tensor, classes: int, spec: TrainSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mixup or CutMix of each image with another of the batch, with a weight of its own.
 
-    Mixup: Zhang et al., 2018, section 2. CutMix: Yun et al., 2019, section 3.1, labels weighed by the area that is left.
+    Mixup: Zhang et al., 2018, section 2. CutMix: Yun et al., 2019, labels weighed by the area that is left.
 
     Returns:
         The images, and the labels as shares, float32 [n, classes]; in a step that does not mix, both as they came.

@@ -1,7 +1,7 @@
 """The moving average of a model's weights, which is what is kept where a recipe asks for one.
 
-Polyak and Juditsky, 1992, in the exponential form that is usual for networks (Tarvainen and Valpola, Mean teachers, 2017,
-section 2); the decay starts low, so that the first weights are soon forgotten.
+Polyak and Juditsky, 1992, in the exponential form that is usual for networks (Tarvainen and Valpola, Mean teachers,
+2017); the decay starts low, so that the first weights are soon forgotten.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def adaptive_loss(model: AtheModel, spec: TrainSpec, phase: PhaseSpec) -> Loss:
     Self-distillation of logits as in Hinton et al., Distilling the Knowledge in a Neural Network, 2015, at
     temperature 1. A learned scorer's softmax over the patches is drawn to the dense path's CLS attention in the blocks
     after its stage, which is what those patches are worth later on (attentiveness of Liang et al., EViT, 2022,
-    section 3.2, taken from the later blocks). The tokens that a branch keeps are drawn to what the dense path makes of
+    taken from the later blocks). The tokens that a branch keeps are drawn to what the dense path makes of
     the same patches, as in Rao et al., DynamicViT, 2021, section 3.4.
     """
 
@@ -107,7 +107,7 @@ def router_features_loss(model: AtheModel, spec: TrainSpec) -> Loss:
 
     Of which class an image is says much about how hard it is, and there are labels for far more images than there are
     for the router's own task. The classifier is drawn once from the seed and never trained (Hoffer et al., Fix your
-    classifier: the marginal value of training the last weight layer, ICLR 2018, section 3), so that it is no part of
+    classifier: the marginal value of training the last weight layer, ICLR 2018), so that it is no part of
     the model or of a run's state.
     """
     router, classes = model.router, model.recipe.model.classes

@@ -1,7 +1,7 @@
 """TrivialAugment: one random operation of random strength an image, vectorised over uint8 batches [n, 3, s, s].
 
-Müller and Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation, ICCV 2021, section 3 and table 5
-("wide" ranges, 31 strengths). Colour operations are defined as in Pillow's ImageOps and ImageEnhance. Geometric ones turn
+Müller and Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation, ICCV 2021 ("wide" ranges, 31
+strengths). Colour operations are defined as in Pillow's ImageOps and ImageEnhance. Geometric ones turn
 about the centre, interpolate linearly and leave black what comes from outside.
 """
 

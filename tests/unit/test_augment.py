@@ -113,7 +113,7 @@ def test_a_quarter_of_a_turn_and_a_half_gives_black_corners_and_keeps_the_middle
 
 
 def test_all_operations_are_drawn_and_the_draw_repeats(photos: Tensor) -> None:
-    assert len(OPERATIONS) == 14  # Müller and Hutter, table 5
+    assert len(OPERATIONS) == 14  # Müller and Hutter, 2021
     many = photos.repeat(20, 1, 1, 1)
     made = trivial_augment(many, seeded())
     assert made.dtype == torch.uint8 and made.shape == many.shape
