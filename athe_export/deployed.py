@@ -6,6 +6,8 @@
 - **Attention head by head.** The rows of `qkv` are put in the order of the heads, so that each head's queries, keys and
   values are columns of its output as they lie, and nothing of four dimensions has to be transposed. The scale of the queries
   goes into their rows.
+- **The class token alone at the end.** Nothing but the class token is read behind the last block, so that its queries, and
+  what follows its attention, are computed for that token alone.
 - **Norms without a mean** (`centred`). LayerNorm takes away each token's mean. If every layer that adds to the tokens adds
   something of mean zero, there is none to take away, and what is left is RMSNorm (Ashkboos et al., SliceGPT, 2024, section
   3.2); its scale and offset go into the layer behind it. A scorer reads the mean, so this begins behind the last choice of
@@ -56,6 +58,8 @@ def _branch(made: BranchModule, preprocessing: Preprocessing, norms: str) -> nn.
     blocks = [block for block in made.blocks if isinstance(block, Block)]
     for block in blocks:
         block.attn = HeadByHead(block.attn)  # type: ignore[assignment]
+    if all(cut.after + cut.inside < len(blocks) for cut in made.cuts):  # else tokens are still chosen by its attention
+        blocks[-1].attn.queries, blocks[-1].onward = FirstToken(), FirstToken()
     if norms == CENTRED:
         _centre(made, patches.proj, blocks)
     return unfolded(made) if norms == UNFOLDED else made
@@ -106,7 +110,10 @@ class PixelPatches(nn.Module):
 
 
 class HeadByHead(nn.Module):
-    """`Attention` of one image, one head after the other."""
+    """`Attention` of one image, one head after the other.
+
+    `queries` are the tokens that ask: all of them, or the class token alone.
+    """
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -117,16 +124,24 @@ class HeadByHead(nn.Module):
             of_queries *= self.head_dim**-0.5
         self.qkv = _linear(weight.transpose(0, 1).flatten(0, 2), bias.transpose(0, 1).flatten())
         self.proj = attention.proj
+        self.queries: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor, batch: int, keep: None = None, bias: None = None) -> tuple[Tensor, Attended]:
         """As of `Attention`, for a batch of 1 and all heads there are."""
         parts = self.qkv(x).split(self.head_dim, 1)
         mixed, probabilities = [], []
         for q, k, v in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-            probabilities.append((q @ k.transpose(0, 1)).softmax(-1))
+            probabilities.append((self.queries(q) @ k.transpose(0, 1)).softmax(-1))
             mixed.append(probabilities[-1] @ v)
         output = self.proj(mixed[0] if self.heads == 1 else torch.cat(mixed, 1))
         return output, Attended(torch.stack(probabilities)[None], torch.stack(parts[2::3])[None])
+
+
+class FirstToken(nn.Module):
+    """Of tokens [n, dim] the first, [1, dim]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:1]
 
 
 class RmsNorm(nn.Module):

@@ -137,6 +137,7 @@ class OnnxTarget:
 class LitertQuantizeSpec:
     scheme: Literal["static_wi8_ai8", "dynamic_wi8_afp32"] = key("int8 scheme", default="static_wi8_ai8")
     keep_float: tuple[str, ...] = key("torch module globs of layers that stay float", default=())
+    dynamic: tuple[str, ...] = key("globs of layers whose activations are quantized as they come", default=())
     calibrator: Literal["min_max", "moving_average", "percentile", "mse", "auto"] = key(
         "activation ranges", default="min_max"
     )

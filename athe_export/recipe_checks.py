@@ -160,6 +160,8 @@ def _check_calibrators(r: Recipe, sound: _Sound) -> _Found:
     text = "measures on the held-out images, which data.gate.split says the gate is run on"
     for name in r.targets.names:
         spec, where = getattr(r.targets, name).quantize, ("targets", name, "quantize", "calibrator")
+        if getattr(spec, "dynamic", ()) and spec.scheme != "static_wi8_ai8":
+            yield (*where[:-1], "dynamic"), f"names layers of static_wi8_ai8; in {spec.scheme} all are"
         if spec.calibrator != "auto":
             continue
         if spec.scheme != "static_wi8_ai8":

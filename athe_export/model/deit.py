@@ -89,6 +89,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(spec.dim, eps=1e-6)
         self.mlp = Mlp(spec.dim, int(spec.dim * spec.mlp_ratio))
         self.enter: nn.Module = nn.Identity()  # what the deployed form does to tokens first
+        self.onward: nn.Module = nn.Identity()  # which of them it goes on with behind the attention
 
     def forward(
         self,
@@ -108,7 +109,7 @@ class Block(nn.Module):
         """The first half of the block."""
         x = self.enter(x)
         mixed, attended = self.attn(self.norm1(x), batch, keep, bias)
-        return x + (mixed if depth is None else _by_image(mixed, depth[0])), attended
+        return self.onward(x) + (mixed if depth is None else _by_image(mixed, depth[0])), attended
 
     def feed(self, x: Tensor, depth: Tensor | None) -> Tensor:
         """The second half of the block."""

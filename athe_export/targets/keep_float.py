@@ -13,11 +13,16 @@ ALWAYS = ("scorers.*",)  # a flipped choice of tokens costs more than such a sma
 
 def kept_float(layers: Iterable[str], globs: tuple[str, ...]) -> list[str]:
     """Those of a graph's layers (torch module names) that stay float: the token scorers, and what a glob matches."""
-    return [layer for layer in layers if any(fnmatch.fnmatchcase(layer, g) for g in (*ALWAYS, *globs))]
+    return matching(layers, (*ALWAYS, *globs))
+
+
+def matching(layers: Iterable[str], globs: Iterable[str]) -> list[str]:
+    """Those of a graph's layers that a glob matches, in their order."""
+    return [layer for layer in layers if any(fnmatch.fnmatchcase(layer, g) for g in globs)]
 
 
 def require_layers(targets: Targets, layers: Mapping[str, tuple[str, ...]]) -> None:
-    """Checks every target's keep_float before anything is traced.
+    """Checks every target's lists of layers before anything is traced.
 
     Args:
         layers: names by role, of the router and every branch.
@@ -35,10 +40,11 @@ def require_layers(targets: Targets, layers: Mapping[str, tuple[str, ...]]) -> N
                     where=f"targets.{target}.quantize.keep_float",
                     remedy="shorten the list, or ask for precisions: [fp32]",
                 )
-        for glob in spec.quantize.keep_float:
-            if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+        lists = {"keep_float": spec.quantize.keep_float, "dynamic": getattr(spec.quantize, "dynamic", ())}
+        for key, glob in ((key, glob) for key, globs in lists.items() for glob in globs):
+            if not matching(names, (glob,)):
                 raise RecipeError(
-                    f"keep_float {glob!r} matches no layer of any branch, nor of the router",
-                    where=f"targets.{target}.quantize.keep_float",
+                    f"{key} {glob!r} matches no layer of any branch, nor of the router",
+                    where=f"targets.{target}.quantize.{key}",
                     remedy="layers are: " + ", ".join(names[:12]) + " …",
                 )

@@ -97,6 +97,19 @@ def test_norms_lose_their_mean_behind_the_last_choice_of_tokens_alone(
     assert all(isinstance(block.norm1, RmsNorm) for block in whole.blocks)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("name", "inside", "asked"), [("dense", False, 1), ("two", False, 1), ("by_attention", True, 17)])
+def test_the_last_block_goes_on_with_the_class_token_alone_unless_it_chooses_tokens(
+    model: AtheModel, preprocessing: Preprocessing, noise: list[Pixels], name: str, inside: bool, asked: int
+) -> None:
+    source = source_of(model, name)
+    if inside:  # its attention then says which tokens its MLP sees
+        source.module.cuts = tuple(dataclasses.replace(c, inside=True) for c in source.module.cuts)  # type: ignore
+    made, rows = deployed(source, preprocessing, PLAIN), []
+    made.module.blocks[-1].attn.proj.register_forward_hook(lambda _, given, out: rows.append(len(out)))  # type: ignore
+    require_alike(made, source, *seen(preprocessing, noise))
+    assert set(rows) == {asked}
+
+
 def test_attention_probabilities_are_those_of_the_plain_heads(model: AtheModel) -> None:
     attention = source_of(model, "dense").module.blocks[0].attn  # type: ignore[union-attr,index]
     x = torch.randn(17, 24, generator=torch.Generator().manual_seed(2))

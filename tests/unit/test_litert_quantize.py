@@ -147,6 +147,17 @@ def test_the_dynamic_scheme_reads_no_image_and_leaves_activations_float(litert_g
     assert {t.dtype for op in found.ops[found.ops.index(widened) :] for t in op.outputs} <= {"float32", "int32"}
 
 
+def test_dynamic_layers_give_float_while_all_others_stay_static(
+    litert_graphs: Graphs, static: Graphs, real_pixels: tuple[Pixels, ...]
+) -> None:
+    spec = LitertQuantizeSpec(dynamic=("blocks.*.mlp.fc2", "blocks.1.*"), keep_float=("blocks.1.mlp.fc1",))
+    found = quantize(litert_graphs["simple"], spec, real_pixels)
+    named = {*(f"blocks.{i}.mlp.fc2" for i in range(3)), "blocks.1.attn.qkv", "blocks.1.attn.proj"}
+    assert int8_layers(found) == int8_layers(static["simple"]) - {"blocks.1.mlp.fc1"}
+    given = {op.name: op.outputs[0].dtype for op in found.ops if op.has_weight and op.is_int8}
+    assert {name for name, dtype in given.items() if dtype == "float32"} == named
+
+
 def test_a_router_is_static_whatever_the_branches_scheme(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
     assert quantize(litert_graphs["router"], DYNAMIC, real_pixels).float_ops == ()
 
@@ -190,6 +201,14 @@ def test_a_glob_of_no_layer_is_refused_and_layers_are_named(tiny_sources: Source
         require_layers(_targets("head", glob), layers)
     assert caught.value.where == "targets.litert.quantize.keep_float"
     assert "blocks.0.attn.proj" in caught.value.remedy
+
+
+def test_a_glob_of_no_dynamic_layer_is_refused_under_its_own_key(tiny_sources: Sources) -> None:
+    layers = {role: source.layers for role, source in tiny_sources.items()}
+    targets = Targets(litert=LitertTarget(("int8",), LitertQuantizeSpec(dynamic=("head", "blocks.9.*"))))
+    with pytest.raises(RecipeError, match=r"dynamic 'blocks\.9\.\*' matches no layer") as caught:
+        require_layers(targets, layers)
+    assert caught.value.where == "targets.litert.quantize.dynamic"
 
 
 @pytest.mark.parametrize("globs", [("*",), ("blocks.*", "patch_embed.*", "head")])

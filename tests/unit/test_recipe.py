@@ -140,11 +140,10 @@ GATE = ("  calibration: calibration.yaml\n", "  calibration: calibration.yaml\n 
         ("{litert: {quantize: {calibrator: entropy}}}", "targets.litert.quantize.calibrator: 'entropy' is not one of min_max, moving_average, percentile, mse, auto"),
         ("{onnx: {quantize: {calibrator: moving_average}}}", "targets.onnx.quantize.calibrator: 'moving_average' is not one of min_max, percentile, entropy, mse, auto"),
         ("{onnx: {quantize: {scheme: dynamic_wi8_afp32, calibrator: auto}}}", "targets.onnx.quantize.calibrator: auto compares ranges of static_wi8_ai8; dynamic_wi8_afp32 has none to compare"),
+        ("{litert: {quantize: {scheme: dynamic_wi8_afp32, dynamic: [head]}}}", "targets.litert.quantize.dynamic: names layers of static_wi8_ai8; in dynamic_wi8_afp32 all are"),
     ],
 )  # fmt: skip
-def test_a_calibrator_that_a_target_does_not_have_is_refused_with_those_it_has(
-    write: Write, targets: str, said: str
-) -> None:
+def test_what_a_target_or_scheme_does_not_have_is_refused_with_what_it_has(write: Write, targets: str, said: str) -> None:
     assert refusal(write("{onnx: {opset: 20}}", targets)) == [f"line 13: {said}"]
 
 

@@ -20,7 +20,7 @@ from athe_export.errors import CalibrationError, ExportError
 from athe_export.preprocessing import GraphInput
 from athe_export.recipe import LitertQuantizeSpec
 from athe_export.runtime.litert_session import LitertSession, pixels_as_int8
-from athe_export.targets.keep_float import kept_float
+from athe_export.targets.keep_float import kept_float, matching
 from athe_export.targets.litert.graph import LitertGraph, Op, require_static
 from athe_export.targets.litert.rewrite import PIXELS, without_round_trips
 from athe_export.targets.quiet import quiet
@@ -53,9 +53,9 @@ def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Grap
     _configure(job, graph, spec)
     for end in ("INPUT", "OUTPUT"):  # whoever runs the graph deals in float32
         job.update_quantization_recipe(".*", _kind(end), algorithm_key=AlgorithmName.NO_QUANTIZE)
-    for layer in keep:  # the library ends each of an op's output names with a semicolon
+    for layer in keep:
         for kind in _LAYERS:
-            job.update_quantization_recipe(f"^{re.escape(layer)};$", _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
+            job.update_quantization_recipe(_of(layer), _kind(kind), algorithm_key=AlgorithmName.NO_QUANTIZE)
     try:
         with quiet():
             ranges = _ranges(graph, job, spec, images) if job.need_calibration else None
@@ -119,6 +119,14 @@ def _configure(job: quantizer.Quantizer, graph: LitertGraph, spec: LitertQuantiz
     bits = (_BITS,) if spec.scheme == "dynamic_wi8_afp32" else (_BITS, _BITS)
     for kind in _LAYERS:
         add(".*", _kind(kind), *bits)
+    for layer in matching((op.name for op in graph.ops if op.has_weight), spec.dynamic):
+        for kind in _LAYERS:
+            job.add_dynamic_config(_of(layer), _kind(kind), _BITS)
+
+
+def _of(layer: str) -> str:
+    """The pattern of a layer's op: the library ends each of an op's output names with a semicolon."""
+    return f"^{re.escape(layer)};$"
 
 
 def _ranges(
