@@ -87,6 +87,7 @@ class RouterSpec:
     arch: Literal["mobilenet_v1_0.25"] = key("router network")
     image_size: int = key("router input height and width, pixels", min=32, max=512)
     threshold: Threshold = key("a number, {max_drop_pp: …} or {share_simple: …}")
+    fit_images: int | None = key("held-out images that max_drop_pp is fitted on; null: all", default=None, min=1)
 
 
 @dataclass(frozen=True)

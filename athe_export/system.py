@@ -203,7 +203,7 @@ def _policy(
     correct, held = np.zeros((0, branches), np.bool_), None
     if threshold.max_drop_pp is not None:
         require_split(dataset, HOLDOUT, "router.threshold.max_drop_pp")
-        held = _held_out(system, reference, dataset, None, progress)
+        held = _held_out(system, reference, dataset, recipe.router.fit_images, progress)
         assert held is not None
         scores, correct = held.scores, held.correct()
     return fit_policy(branches, scores, correct, **vars(threshold)), held

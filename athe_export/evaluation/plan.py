@@ -24,6 +24,7 @@ class EvaluationPlan:
         power: the pattern of load, where a power log is given.
         photos: images that timed rows see.
         gate_images: gate images of a bundle that has to be built; None: the recipe's own.
+        fit_images: held-out images that a router's threshold is fitted on in such a bundle; None: the recipe's own.
         one_system: of each recipe only the target that `run` takes, in the first precision that it has.
         seed: of every draw.
     """
@@ -37,6 +38,7 @@ class EvaluationPlan:
     power: PowerPlan = FULL_POWER
     photos: int = 64
     gate_images: int | None = None
+    fit_images: int | None = None
     one_system: bool = False
     seed: int = 0
 
@@ -61,5 +63,6 @@ QUICK = EvaluationPlan(
     Plan(seconds=4.0, queries=5, rounds=5, slice_s=0.02),
     QUICK_POWER,
     gate_images=500,
+    fit_images=1000,
     one_system=True,
 )

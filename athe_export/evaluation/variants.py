@@ -82,8 +82,10 @@ def quick_variant(file: RecipeFile, plan: EvaluationPlan, folder: Path) -> Recip
     quantize = made.setdefault("quantize", {})
     for key in ("sensitivity", "auto"):
         quantize.pop(key, None)
-    if quantize.get("calibrator") == "auto":
+    if quantize.get("calibrator") in ("auto", "mse"):  # a search in either; ends that lie further out are the quick ones
         quantize["calibrator"] = "min_max"
+    if recipe.router is not None and plan.fit_images:
+        content["router"]["fit_images"] = min(recipe.router.fit_images or plan.fit_images, plan.fit_images)
     content["targets"] = {target: made}
     content.get("parity", {}).pop("stability_draws", None)
     content.pop("bench", None)

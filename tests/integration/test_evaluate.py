@@ -309,7 +309,8 @@ def test_quick_builds_one_target_at_one_precision_and_searches_nothing(tiny: Cal
     quantize = {"calibrator": "auto", "sensitivity": {}, "keep_float": ["router.*"]}
     litert = {"precisions": ["fp32", "int8"], "quantize": quantize}
     file = load_recipe(tiny(targets=BOTH | {"litert": litert}, parity={**TINY["parity"], "stability_draws": 2}))
-    found = quick_variant(file, replace(PLAN, gate_images=20), tmp_path).recipe
+    found = quick_variant(file, replace(PLAN, gate_images=20, fit_images=30), tmp_path).recipe
+    assert found.router is not None and found.router.fit_images == 30
     assert found.targets.names == ("litert",) and found.targets.litert is not None
     assert found.targets.litert.precisions == ("int8",) and found.data.gate.limit == 20
     made = found.targets.litert.quantize

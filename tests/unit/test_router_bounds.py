@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from athe_export.bundle.manifest import FrontierPoint
+from athe_export.pipeline import prepare
+from athe_export.recipe import load_recipe
 from athe_export.router_bounds import FRONTIER_POINTS, broken_promise, frontier
 from athe_export.runtime.routing import RouterPolicy, Scores, policy_for_share
+from athe_export.stages import StageTimer
+from tests.conftest import TINY, SilentWatch
 
 MMACS = (5.0, 20.0)
 
@@ -84,3 +91,9 @@ def test_a_loss_that_chance_may_have_made_is_no_broken_promise() -> None:
     correct[:11, 0] = False
     scores = np.zeros(1000, np.float32)
     assert broken_promise("litert", scores, correct, RouterPolicy((1.0,)), 1.0) == []
+
+
+def test_a_threshold_is_fitted_on_as_many_held_out_images_as_the_recipe_says(tiny: Callable[..., Path]) -> None:
+    router = TINY["router"] | {"threshold": {"max_drop_pp": 1}, "fit_images": 40}
+    found = prepare(load_recipe(tiny(router=router)), None, None, StageTimer(SilentWatch())).routing
+    assert (found.split, found.ids) == ("holdout", tuple(range(40)))
