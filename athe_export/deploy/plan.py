@@ -39,21 +39,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done on a device. `wheels` are to be sent, athe-export's first; none where the runtime is there."""
+    """What is to be done on a device: a runtime of this key, installed from the `collected` wheels where it is not there."""
 
     payload: Payload
     device: Device
     options: Options
     runtime: str
-    wheels: tuple[Path, ...]
+    installs: bool
+    collected: tuple[Path, ...]
 
     @property
     def version(self) -> str:
         return self.payload.version(self.runtime)
 
     @property
-    def installs(self) -> bool:
-        return self.runtime not in self.device.runtimes
+    def wheels(self) -> tuple[Path, ...]:
+        """To be sent, athe-export's first."""
+        return self.collected if self.installs else ()
 
     @property
     def disk(self) -> int:
@@ -92,4 +94,4 @@ def make_plan(chosen: Payload, device: Device, options: Options, folder: Path, w
         wheels = (own, *(w for w in found if w != own))
     extras = [options.constraint] if options.constraint else []
     key = runtime_key(device.python, device["machine"], chosen.target, wheels, extras)
-    return Plan(chosen, device, options, key, () if key in device.runtimes else wheels)
+    return Plan(chosen, device, options, key, key not in device.runtimes, wheels)

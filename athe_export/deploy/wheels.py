@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _ROUNDS = 8
-_OFFLINE = r"Failed to establish a new connection|Temporary failure in name resolution|Retrying \(Retry|No route to host"
+_OFFLINE = r"after connection broken by|problem confirming the ssl certificate|Read timed out"  # words of pip 22 to 26
 _ABSENT = re.compile(
     r"No matching distribution found for ([^\s(;]+)|Could not find a version that satisfies the requirement ([^\s(;]+)"
 )
@@ -114,6 +114,11 @@ def unpacked_bytes(wheels: Sequence[Path]) -> int:
     return total
 
 
+def unreachable(said: str) -> bool:
+    """Whether a pip that failed did not get through to its index: no network, no name, no certificate that holds."""
+    return re.search(_OFFLINE, said) is not None
+
+
 def no_wheel(said: str, device: Device, where: str) -> MissingDependency | None:
     """The failure of a pip that finds no wheel for the device; None where pip failed of something else."""
     found = _ABSENT.search(said)
@@ -129,7 +134,17 @@ def no_wheel(said: str, device: Device, where: str) -> MissingDependency | None:
 
 def _download(wanted: list[str], folder: Path, device: Device, constraint: Path | None, say: Say) -> None:
     version = ".".join(map(str, device.python[:2]))
-    line = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    line = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar",
+        "off",
+    ]
     line += ["--only-binary=:all:", "--implementation", "cp", "--python-version", version, "-d", str(folder)]
     line += [word for p in platforms(device) for word in ("--platform", p)]
     line += ["-c", str(constraint)] if constraint else []
@@ -143,7 +158,7 @@ def _download(wanted: list[str], folder: Path, device: Device, constraint: Path 
     if pip.returncode == 0:
         return
     whole = "\n".join(said)
-    if re.search(_OFFLINE, whole):
+    if unreachable(whole):
         raise EnvironmentFailure(
             "the package index cannot be reached from here",
             remedy="connect this machine, or name a folder of wheels with PIP_NO_INDEX=1 PIP_FIND_LINKS=DIR",

@@ -134,9 +134,34 @@ def test_offline_all_wheels_travel_to_a_device_whose_pip_has_no_index(
 
 
 def test_a_version_that_was_damaged_on_the_device_is_replaced(deploy: Deployer) -> None:
-    (deploy.device.folder / "current" / "labels.txt").write_text("other\n")
+    current = deploy.device.folder / "current"
+    (current / "labels.txt").write_text("other\n")
+    # a sync may take seconds, and a program may start meanwhile
+    deploy.device.fake("sync", f'[ -e "{current}/manifest.json" ] || touch "{deploy.device.home}/dangled"; command -p sync')
     document = deploy(OLD, deploy.device.destination, "--json").document
     assert document["sent"]["files"] == len(document["files"]) and not document["switched"]
+    assert not (deploy.device.home / "dangled").exists()
+    deploy.serving()
+
+
+def test_a_runtime_that_was_damaged_is_installed_anew_unless_it_is_in_use_and_then_is_named(deploy: Deployer) -> None:
+    folder, to = deploy.device.folder, deploy.device.destination
+    (runtime,) = folder.glob("venv-*")
+    whole = runtime.readlink()
+    runtime.unlink()
+    shutil.copytree(whole, runtime, symlinks=True)
+    library = next(runtime.rglob("numpy/_core/_multiarray_umath*.so"))
+    library.write_bytes(library.read_bytes()[:100_000])
+    error = _failed(deploy, 7, "remote", OLD, to)
+    assert "in use there is damaged" in error["message"] and library.name in error["message"]
+    assert runtime.name in error["remedy"]
+    shutil.rmtree(runtime)  # as it says
+    assert deploy(OLD, to, "--json").document["runtime"]["installed"] is True
+    deploy.serving()
+    library.write_bytes(b"")
+    (folder / "current").unlink()  # nothing is in use
+    document = deploy(OLD, to, "--json").document
+    assert document["runtime"]["installed"] is True and document["sent"]["files"] == 1
     deploy.serving()
 
 
@@ -229,7 +254,7 @@ def test_a_configuration_that_ssh_does_not_read_is_said(bare: Device, tmp_path: 
     bare.config.write_text("Host *\n  NoSuchOption yes\n")
     assert "configuration" in _refused(bare)["message"]
     bare.config.unlink()
-    assert "no such configuration" in _refused(bare, kind="environment")["message"]
+    assert "no such configuration" in _refused(bare, code=2, kind="usage")["message"]
 
 
 def test_without_ssh_the_command_that_installs_it_is_said(bare: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,10 +343,26 @@ def test_without_a_wheel_in_the_device_s_own_index_it_is_named_and_its_runtime_r
     assert "there is no wheel of numpy" in error["message"] and made.login in error["where"]
 
 
-def test_a_bundle_that_answers_otherwise_there_is_not_made_current(deploy: Deployer, renamed: Make) -> None:
+def test_a_device_that_does_not_reach_its_index_is_told_from_an_index_without_a_wheel(
+    deployed: Deployer, tmp_path: Path
+) -> None:
+    (tmp_path / "versions.txt").write_text("rich>=13\n")
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    with device(tmp_path / "home", nowhere) as made:
+        furnish(made.folder, deployed.device.folder)
+        deploy = Deployer(deployed.program, made)
+        error = _failed(deploy, 7, "remote", OLD, made.destination, "--constraint", tmp_path / "versions.txt")
+    assert "index cannot be reached from the device" in error["message"] and "--offline" in error["remedy"]
+
+
+def test_a_bundle_that_answers_otherwise_there_is_not_made_current_and_its_runtime_is_removed(
+    deploy: Deployer, renamed: Make, tmp_path: Path
+) -> None:
     bundle = renamed("wrong")
     edit_arrays(bundle, "golden.npz", lambda a: a.update({n: x + 1 for n, x in a.items() if n.startswith("onnx/")}))
-    error = _failed(deploy, 3, "gate_failed", bundle, deploy.device.destination)
+    (tmp_path / "versions.txt").write_text("rich>=13\n")  # a runtime that is not there yet
+    options = ("--constraint", tmp_path / "versions.txt")
+    error = _failed(deploy, 3, "gate_failed", bundle, deploy.device.destination, *options)
     assert "verify fails on the device" in error["message"] and "golden" in error["message"]
 
 
@@ -359,8 +400,10 @@ def test_a_reference_that_is_not_there_cannot_be_sent(renamed: Make) -> None:
         ([OLD, "raspberrypi"], "does not name a device"),
         ([OLD, "pi@raspberrypi:"], "not a folder"),
         ([OLD, "pi@raspberrypi:athe", "--target", "litert"], "no target 'litert'"),
+        ([OLD, "pi@raspberrypi:athe", "--constraint", "/nope"], "no such file of constraints"),
+        ([OLD, "pi@raspberrypi:athe", "--ssh-config", "/nope"], "no such configuration of ssh"),
     ],
-    ids=["no destination", "no folder", "an empty folder", "another target"],
+    ids=["no destination", "no folder", "an empty folder", "another target", "no constraints", "no configuration"],
 )
 def test_what_is_asked_for_wrongly_is_a_usage_error(arguments: list[object], said: str) -> None:
     assert said in refused(2, "usage", "deploy", *arguments)["message"]
