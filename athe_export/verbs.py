@@ -184,7 +184,8 @@ def run(
 
     images = images or []
     check_source(images, watch, camera, duration)
-    predictor, remark = fastest_predictor(bundle, target, precision, threads)
+    # a link to the current version may lead elsewhere while this runs
+    predictor, remark = fastest_predictor(bundle if images else bundle.resolve(), target, precision, threads)
     if not images:
         run_live(predictor, [remark] if remark else [], watch, camera, duration, branch, top, as_json)
         return
