@@ -183,7 +183,7 @@ switch() { # ID
 # Runs the athe-export that belongs to the current bundle. Written by `athe-export deploy`.
 here=$(dirname "$(readlink -f "$0")")
 version=$(readlink "$here/current")
-exec "$here/venv-${version##*-}/bin/python" -P -m athe_export.cli "$@"
+exec "$here/venv-${version##*-}/bin/python" -I -m athe_export.cli "$@"
 END
     chmod 755 "$dir/incoming/launcher" && mv -f "$dir/incoming/launcher" "$dir/athe-export" || return
     now=$(readlink "$dir/current")

@@ -190,7 +190,7 @@ def _install(plan: Plan, connection: Connection, to: Destination, watch: Watch) 
         if line.startswith(("Collecting ", "Processing ", "Installing ")):
             watch.line(f"  {line[:100]}")
 
-    requirement = f"./wheels/{own}[{plan.payload.target}]"
+    requirement = f"./wheels/{own}[{plan.extras}]"
     reply = connection.ask("install", plan.runtime, requirement, *options, heard=heard)
     if not reply.status:
         return

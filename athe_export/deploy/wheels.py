@@ -26,8 +26,8 @@ _ABSENT = re.compile(
 )
 
 
-def collect_wheels(own: Path, extra: str, device: Device, constraint: Path | None, say: Say) -> tuple[Path, ...]:
-    """Puts every wheel that `own[extra]` needs on the device beside `own`; `say` is told what pip collects.
+def collect_wheels(own: Path, extras: str, device: Device, constraint: Path | None, say: Say) -> tuple[Path, ...]:
+    """Puts every wheel that `own[extras]` needs on the device beside `own`; `say` is told what pip collects.
 
     pip picks wheels for another platform, but decides by this machine which requirements hold (`; python_version < ...`).
     So requirements are read again from the collected wheels under the device's markers, until none is missing.
@@ -39,11 +39,11 @@ def collect_wheels(own: Path, extra: str, device: Device, constraint: Path | Non
     for module in ("pip", "packaging"):
         if find_spec(module) is None:
             raise MissingDependency(f"to collect wheels, {module} is missing here", remedy=f"pip install {module}")
-    wanted = [f"{own}[{extra}]"]
+    wanted = [f"{own}[{extras}]"]
     for _ in range(_ROUNDS):
         _download(wanted, own.parent, device, constraint, say)
         wheels = tuple(sorted(own.parent.glob("*.whl")))
-        wanted = missing_requirements(wheels, own, extra, markers(device))
+        wanted = missing_requirements(wheels, own, extras, markers(device))
         if not wanted:
             return wheels
     raise EnvironmentFailure("pip does not collect what is missing: " + ", ".join(wanted), where=str(own.parent))
@@ -74,13 +74,13 @@ def markers(device: Device) -> Mapping[str, str]:
     }
 
 
-def missing_requirements(wheels: Sequence[Path], own: Path, extra: str, environment: Mapping[str, str]) -> list[str]:
-    """What `own[extra]` needs under these markers and no wheel here is, as pip takes it."""
+def missing_requirements(wheels: Sequence[Path], own: Path, extras: str, environment: Mapping[str, str]) -> list[str]:
+    """What `own[extras]` needs under these markers and no wheel here is, as pip takes it."""
     from packaging.utils import canonicalize_name
 
     here = {canonicalize_name(w.name.partition("-")[0]): w for w in wheels}
     start = canonicalize_name(own.name.partition("-")[0])
-    ahead, seen, missing = [(start, extra)], set(), {}
+    ahead, seen, missing = [(start, extra) for extra in extras.split(",")], set(), {}
     while ahead:
         step = ahead.pop()
         if step in seen:

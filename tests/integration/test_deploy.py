@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from athe_export.bundle.reader import open_bundle
+from athe_export.data.shapes import Shapes
+from athe_export.deploy.own_wheel import repacked
+from tests.conftest import ROOT
 from tests.integration.conftest import OLD, PYTHON, Deployer, furnish, index
 from tests.sshd import Device, device, key
 from tests.tools import Outcome, cli, edit_arrays, environment, error_of, listing, refused, require_one_message
@@ -122,7 +129,7 @@ def test_a_dry_run_names_the_plan_and_writes_nothing(deploy: Deployer, renamed: 
 def test_offline_all_wheels_travel_to_a_device_whose_pip_has_no_index(
     deployed: Deployer, wheelhouse: Path, tmp_path: Path
 ) -> None:
-    with device(tmp_path / "home", {"PIP_NO_INDEX": "1", "PIP_NO_COMPILE": "1"}) as made:
+    with device(tmp_path / "home", {"PIP_NO_INDEX": "1"}) as made:
         to = f"{made.login}:{made.folder.parent / 'a folder'}"
         ended = Deployer(deployed.program, made)(OLD, to, "--offline", "--json", **index(wheelhouse))
         assert ended.code == 0, ended.err
@@ -131,6 +138,33 @@ def test_offline_all_wheels_travel_to_a_device_whose_pip_has_no_index(
         assert wheels == {"athe_export", *(w.name.partition("-")[0] for w in wheelhouse.iterdir())}
         assert document["sent"]["files"] == len(document["files"]) + len(wheels)
         assert (made.folder.parent / "a folder" / "current" / "manifest.json").is_file()
+
+
+def test_with_the_camera_s_extra_the_service_of_the_docs_classifies_frames_with_what_was_deployed(
+    deployed: Deployer, wheelhouse: Path, tmp_path: Path
+) -> None:
+    unit = configparser.RawConfigParser()
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string((ROOT / "docs/live.md").read_text().partition("```ini\n")[2].partition("```")[0])
+    service = unit["Service"]
+    assert service["Restart"] == "on-failure" and service.get("KillSignal", "SIGTERM") == "SIGTERM"
+    for number in range(3):
+        image = Image.fromarray(Shapes().image("test", number)).resize((64, 64))
+        image.save(tmp_path / f"frame{number}.png")
+    (tmp_path / "wheels").mkdir()
+    repacked(importlib.metadata.distribution("opencv-python-headless"), tmp_path / "wheels")
+    with device(tmp_path / "home", index(wheelhouse, tmp_path / "wheels")) as made:
+        document = Deployer(deployed.program, made)(OLD, made.destination, "--camera", "--json").document
+        assert document["runtime"]["extras"] == ["onnx", "camera"]
+        home = made.folder.parent  # of whom the docs call pi, and who deployed to pi@raspberrypi:athe
+        assert made.folder.name == "athe" and service["User"] == "pi"
+        line = [word.replace("/home/pi/", f"{home}/") for word in shlex.split(service["ExecStart"])]
+        place = line.index("--camera") + 1
+        assert line[place] == "0"  # there is no camera here
+        line[place] = str(tmp_path / "frame%d.png")
+        done = subprocess.run(line, capture_output=True, text=True, cwd="/", env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(text).get("frame") for text in done.stdout.splitlines()] == [None, 0, 1, 2, None]
 
 
 def test_a_version_that_was_damaged_on_the_device_is_replaced(deploy: Deployer) -> None:

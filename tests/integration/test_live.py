@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import http.server
 import io
 import itertools
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -363,18 +361,3 @@ def test_a_reader_that_has_seen_enough_of_a_stream_is_no_error(clip: Path) -> No
     done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_unit_for_systemd_in_the_docs_starts_what_there_is_and_stops_it_as_it_wants_to_be_stopped() -> None:
-    text = (ROOT / "docs/live.md").read_text()
-    unit = configparser.RawConfigParser()
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string(text.partition("```ini\n")[2].partition("```")[0])
-    service = unit["Service"]
-    program, *arguments = shlex.split(service["ExecStart"])
-    assert program.endswith("/bin/athe-export") and arguments[0] == "run"
-    taken = cli("run", "--help").out
-    assert all(a in taken for a in arguments if a.startswith("--"))
-    there = [OLD if a.startswith("/") else a for a in arguments]
-    assert cli(*there, "--target", "onnx", "--duration", 0).code in (0, 7)  # with and without a camera
-    assert service["Restart"] == "on-failure" and service.get("KillSignal", "SIGTERM") == "SIGTERM"
