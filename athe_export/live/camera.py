@@ -32,7 +32,7 @@ def open_camera(source: str) -> VideoFile | Camera:
         EnvironmentFailure: OpenCV does not open it, or it gives no frames.
     """
     require(CAMERA_JOB)
-    opencv, path = _opencv(), Path(source)
+    opencv = _opencv()
     words = _words(source)
     what, remedy = words
     try:
@@ -46,14 +46,14 @@ def open_camera(source: str) -> VideoFile | Camera:
     if not there:
         capture.release()
         raise EnvironmentFailure(f"the {what} was opened and gives no frames", where=source, remedy=remedy)
-    if path.is_file() or (_NUMBERED.search(source) and "://" not in source):
+    if _is_file(source) or (_NUMBERED.search(source) and "://" not in source):
         return VideoFile(capture, source, frame)
     return Camera(capture, source, frame, words)
 
 
 def _words(source: str) -> tuple[str, str]:
     """What a source is called, and what to do where it fails."""
-    if Path(source).is_file():
+    if _is_file(source):
         return "video file", "give a video that OpenCV reads, for example AVI or MP4"
     if "://" in source:
         return "stream", "see that its server runs and is reached from here, and check the address"
@@ -66,6 +66,13 @@ def _words(source: str) -> tuple[str, str]:
         "give a camera's index or device, a stream's address, a video file that exists, images by a pattern such as "
         "img%03d.png, or a pipeline of GStreamer to an OpenCV that was built with it"
     )
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:  # too long for a name, as a pipeline may be
+        return False
 
 
 def _opencv() -> Any:

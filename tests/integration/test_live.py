@@ -220,7 +220,7 @@ def test_frames_that_are_too_many_are_skipped_and_counted() -> None:
         ("²", "the source cannot be opened"),
         ("no-such.avi", "the source cannot be opened"),
         ("img%03d.png", "the source cannot be opened"),
-        ("videotestsrc num-buffers=3 ! no-such-element ! appsink", "the source cannot be opened"),
+        ("videotestsrc ! " + "no-such-element ! " * 20 + "appsink", "the source cannot be opened"),
         ("http://127.0.0.1:9/", "the stream cannot be opened"),
     ],
 )
