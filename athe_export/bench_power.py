@@ -14,7 +14,7 @@ from athe_export.bench.meters import AUTO, Columns, asked_columns
 from athe_export.bench.power_log import check_format
 from athe_export.bench.run import BenchReport, bench_bundle
 from athe_export.bench.table import bench_text
-from athe_export.errors import PowerLogError, UsageError
+from athe_export.errors import EnvironmentFailure, Interrupted, PowerLogError, UsageError
 
 UNCHANGED = {"full": False, "threads": 1, "target": "auto"}  # what bench measures by default
 
@@ -33,7 +33,8 @@ def bench_with_power(
         settings: what `bench_bundle` is given.
 
     Raises:
-        PowerLogError: the log cannot be read or joined. A new run is kept beside it then; the remedy says how to join it.
+        PowerLogError, Interrupted: the log cannot be read or joined, or Ctrl-C came while it was awaited. A new run is kept
+            beside it then; the remedy says how to join it.
         UsageError: `kept` is no run of this bundle or comes with settings of a new one, or there is no log.
     """
     asked = asked_columns(columns)
@@ -49,18 +50,35 @@ def bench_with_power(
         shares: dict[str, Any] = {"progress": watch.share("measure"), "power_progress": watch.share("pattern of load")}
         report = bench_bundle(bundle, power=True, **settings, **shares)
     try:
-        return patiently(lambda: joined(report, log, asked), log)
-    except PowerLogError as err:
         path = keep(report.document, log)
+    except EnvironmentFailure as err:
+        try:
+            return patiently(lambda: joined(report, log, asked), log)
+        except (PowerLogError, KeyboardInterrupt):
+            raise err from None
+    found = _joined_or_kept(report, bundle, log, columns, path, as_json)
+    path.unlink(missing_ok=True)
+    return found
+
+
+def _joined_or_kept(report: BenchReport, bundle: Path, log: Path, columns: str, path: Path, as_json: bool) -> BenchReport:
+    """The run with its energy; where there is none it stays in `path`, and the error says so."""
+    asked = asked_columns(columns)
+    named = [] if columns == AUTO else ["--power-columns", columns]
+    later = ["athe-export", "bench", str(bundle), "--power-log", str(log), *named, "--join", str(path)]
+    remedy = f"the run is kept, and joined by: {shlex.join(later)}"
+    try:
+        return patiently(lambda: joined(report, log, asked), log)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted while the log was awaited", remedy=remedy, report=report.document) from None
+    except PowerLogError as err:
         if sys.stdin.isatty() and console.err.is_terminal:
             found = _asked_again(report, log, asked, err, path)
             if found is not None:
                 return found
         if not as_json:
             console.print_tables(*bench_text({**report.document, **err.report}))
-        named = [] if columns == AUTO else ["--power-columns", columns]
-        later = ["athe-export", "bench", str(bundle), "--power-log", str(log), *named, "--join", str(path)]
-        err.remedy += f"; the run is kept, and joined by: {shlex.join(later)}"
+        err.remedy += f"; {remedy}"
         raise
 
 
@@ -84,5 +102,4 @@ def _asked_again(
         except (KeyboardInterrupt, EOFError):
             return None
         else:
-            path.unlink(missing_ok=True)
             return found

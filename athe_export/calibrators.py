@@ -21,7 +21,7 @@ from athe_export.data.source import Progress
 from athe_export.held_out import ROUTER, HeldOut, Outputs, Trial, draw_held_out, outputs_on
 from athe_export.preprocessing import GraphInput
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec
-from athe_export.runtime.predictor import ENGINES
+from athe_export.runtime.engines import ENGINES
 from athe_export.system import CalibrationImages, Prepared
 
 AUTO = "auto"

@@ -51,7 +51,7 @@ def _failed(error: BaseException, arguments: list[str]) -> int:
 
 def _in_lines(arguments: list[str]) -> bool:
     """Whether JSON was asked for of a verb that prints a line for each of its results."""
-    return bool({"--watch", "--camera"} & {a.partition("=")[0] for a in arguments})
+    return arguments[:1] == ["run"] and bool({"--watch", "--camera"} & {a.partition("=")[0] for a in arguments})
 
 
 if __name__ == "__main__":

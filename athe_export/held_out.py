@@ -17,7 +17,7 @@ from athe_export.errors import RecipeError
 from athe_export.precision.subject import Clock, distance, outputs
 from athe_export.preprocessing import Pixels, Preprocessing
 from athe_export.recipe import Recipe
-from athe_export.runtime.predictor import Session
+from athe_export.runtime.engines import Session
 from athe_export.runtime.routing import RouterPolicy, match_policy
 from athe_export.system import HOLDOUT, Prepared
 

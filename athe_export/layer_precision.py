@@ -24,7 +24,7 @@ from athe_export.precision.subject import Clock, Subject
 from athe_export.precision.trial import Bench, Limits
 from athe_export.preprocessing import GraphInput
 from athe_export.recipe import AutoPrecisionSpec, LitertQuantizeSpec, OnnxQuantizeSpec, Recipe, SensitivitySpec
-from athe_export.runtime.predictor import ENGINES, Session
+from athe_export.runtime.engines import ENGINES, Session
 from athe_export.stages import StageTimer
 from athe_export.system import HOLDOUT, Prepared
 from athe_export.targets.keep_float import kept_float

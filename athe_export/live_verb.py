@@ -44,9 +44,12 @@ def run_live(
 
     Raises:
         UsageError: there is no such branch.
+        BundleIntegrityError: a graph is not what the manifest promises.
         AtheExportError: of the source, with the summary so far beside it.
     """
     predictor.check_branch(branch)
+    predictor.graphs.open()  # all of them now: the bundle may be gone when the first image of a branch comes
+    notes = [*notes, *predictor.graphs.notes]
     teller: _Lines | _Screen = _Lines() if as_json else _Screen()
     stop, summary = Stop(duration), Summary()
     with stop.listening():

@@ -15,7 +15,8 @@ from athe_export.parity.answers import TargetAnswers, TokenFindings
 from athe_export.parity.hops import Key
 from athe_export.preprocessing import Preprocessing
 from athe_export.reference import TorchReference, TracedReference
-from athe_export.runtime.predictor import ENGINES, Session, preprocessing_of
+from athe_export.runtime.engines import ENGINES, Session
+from athe_export.runtime.predictor import preprocessing_of
 from athe_export.targets.litert.tokens import token_graphs as litert_token_graphs
 from athe_export.targets.onnx.tokens import token_graphs as onnx_token_graphs
 

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from athe_export import __version__, console
+from athe_export.bench_verbs import BENCH_EXAMPLES, TUNE_EXAMPLES, bench, tune
 from athe_export.ci import Outputs, told_to_ci
 from athe_export.dependencies import require
+from athe_export.deploy_verb import DEPLOY_EXAMPLES, deploy
 from athe_export.errors import RESUME, GateFailed, GateInconclusive, Interrupted, UsageError, as_error
 from athe_export.evaluate_verb import EXAMPLES, evaluate
 from athe_export.options import (
     BundleArgument,
     DataRoot,
-    DestinationArgument,
     JsonFlag,
     Junit,
-    PowerColumns,
-    PowerLogOption,
     RecipeArgument,
     Summary,
 )
@@ -184,7 +183,8 @@ def run(
 
     images = images or []
     check_source(images, watch, camera, duration)
-    predictor, remark = fastest_predictor(bundle, target, precision, threads)
+    # a link to the current version may lead elsewhere while this runs
+    predictor, remark = fastest_predictor(bundle if images else bundle.resolve(), target, precision, threads)
     if not images:
         run_live(predictor, [remark] if remark else [], watch, camera, duration, branch, top, as_json)
         return
@@ -202,49 +202,8 @@ def run(
         console.print_results(results, gate, target, not_run, notes)
 
 
-@app.command(epilog="Examples: athe-export bench BUNDLE · athe-export bench BUNDLE --full --power-log meter.csv --json")
-def bench(
-    bundle: BundleArgument,
-    full: Annotated[
-        bool, typer.Option("--full/--quick", help="At least 1,024 queries and 60 s a row, or about 15 s in all.")
-    ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine, pinned to as many CPUs.")] = 1,
-    target: Annotated[str, typer.Option(help="auto (all that can run here), litert or onnx.")] = "auto",
-    power_log: PowerLogOption = None,
-    power_columns: PowerColumns = "auto",
-    join: Annotated[
-        Path | None, typer.Option(help="Measure nothing; join the log with this run, which bench has kept or printed.")
-    ] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Measure a bundle on this machine against its controls, and hold it to the recipe's limits on speed."""
-    from athe_export.bench.run import bench_bundle, missed_error
-    from athe_export.bench.table import bench_text
-    from athe_export.bench_power import bench_with_power
-
-    settings: dict[str, Any] = {"full": full, "threads": threads, "target": target}
-    if power_log is not None or join is not None or power_columns != "auto":
-        report = bench_with_power(bundle, power_log, power_columns, join, settings, as_json)
-    else:
-        with console.Watch() as watch:
-            report = bench_bundle(bundle, progress=watch.share("measure"), **settings)
-    if not as_json:
-        console.print_tables(*bench_text(report.document))
-    if report.verdict in ("fail", "inconclusive"):
-        raise missed_error(report, bundle)
-    if as_json:
-        console.print_json(dict(report.document))
-
-
-@app.command(epilog="Examples: athe-export tune BUNDLE · athe-export tune BUNDLE --json")
-def tune(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
-    """Find the fastest target, precision and thread count of a bundle on this machine, and remember it for `run`."""
-    from athe_export.bench.table import tune_text
-    from athe_export.bench.tune import tune_bundle
-
-    with console.Watch() as watch:
-        tuned = tune_bundle(bundle, watch.share("measure")).to_json()
-    console.print_json(tuned) if as_json else console.print_tables(*tune_text(tuned))
+app.command(epilog=BENCH_EXAMPLES)(bench)
+app.command(epilog=TUNE_EXAMPLES)(tune)
 
 
 @app.command(epilog="Examples: athe-export train recipes/quickstart.yaml · athe-export train my.yaml --max-minutes 60")
@@ -313,40 +272,4 @@ def doctor(as_json: JsonFlag = False) -> None:
     console.print_json(found) if as_json else console.print_doctor(found)
 
 
-@app.command(
-    epilog="Examples: athe-export deploy BUNDLE pi@raspberrypi:athe · athe-export deploy pi@raspberrypi:athe --rollback"
-)
-def deploy(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder; of no use with --rollback.", show_default=False)],
-    destination: DestinationArgument = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Collect all wheels here and send them, for a device without internet.")
-    ] = False,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the version before, once it verifies.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the device and show the plan; write nothing there.")
-    ] = False,
-    with_reference: Annotated[
-        bool, typer.Option("--with-reference", help="Send reference.npz too, which the parity gate there needs.")
-    ] = False,
-    target: Annotated[
-        str, typer.Option(help="Engine to install: auto (LiteRT where the bundle has it), litert or onnx.")
-    ] = "auto",
-    python: Annotated[str, typer.Option(help="Interpreter on the device.")] = "python3",
-    constraint: Annotated[Path | None, typer.Option(help="Versions for pip to keep to, as pip's -c.")] = None,
-    ssh_config: Annotated[Path | None, typer.Option(help="Configuration of ssh, as its -F: port, key, jump host.")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Bring a bundle to a device over ssh: check it, send, install, verify there, then switch; or go back."""
-    from athe_export.deploy.destination import parse_destination
-    from athe_export.deploy.plan import Options
-    from athe_export.deploy.run import deploy_bundle, roll_back
-    from athe_export.deploy.table import deploy_text
-
-    if destination is None and not rollback:
-        raise UsageError("deploy needs a bundle and a destination", remedy="athe-export deploy BUNDLE user@host:dir")
-    to = parse_destination(destination if destination is not None else str(bundle))
-    options = Options(target, offline, with_reference, python, constraint, ssh_config, batch=not sys.stdin.isatty())
-    with console.Watch() as watch:
-        document = roll_back(to, options, watch, dry_run) if rollback else deploy_bundle(bundle, to, options, watch, dry_run)
-    console.print_json(document) if as_json else console.print_tables(*deploy_text(document))
+app.command(epilog=DEPLOY_EXAMPLES)(deploy)

@@ -16,8 +16,9 @@ from athe_export.parity.limits import FAIL, worst
 from athe_export.parity.reference import Reference, read_reference
 from athe_export.parity.run import run_gate
 from athe_export.parity.statistics import smallest_drop
+from athe_export.runtime.engines import remedy_for
 from athe_export.runtime.golden import GoldenResult, NotRun, check_golden
-from athe_export.runtime.predictor import labels_of, preprocessing_of, remedy_for
+from athe_export.runtime.predictor import labels_of, preprocessing_of
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 # usage: check_pi.sh BUNDLE [FOLDER]: this checkout and a bundle of both targets on an emulated Raspberry Pi 4, under Debian
 # bookworm (Python 3.11) and trixie (Python 3.13). For each release it
 # - makes the user land, and shows with a control that its processor is a Cortex-A72 and nothing newer;
-# - for each engine takes the wheel built from this checkout with that extra alone, says what it weighs, verifies and runs the
-#   bundle with it, and holds the answers to more than verify does (scripts/pi/check_bundle.py);
+# - for each engine collects the wheels that `deploy --offline` would send, says what they weigh, verifies and runs the bundle
+#   with them, and holds the answers to more than verify does (scripts/pi/check_bundle.py);
+# - does so once more with OpenCV, and classifies the frames of a video;
 # - verifies the oldest bundle that is kept.
 # Then it counts the instructions of every graph and of a routed image, and holds them against scripts/pi/instructions.json.
 # The user lands are thrown away, or stay in FOLDER. Ends with 7, and says so, where qemu or Debian's packages cannot be had.
@@ -39,18 +40,25 @@ END
     [ "$code" = 0 ] || exit "$code"
 }
 
+collect() { # collect SUITE EXTRAS: what deploy --offline would send, installed in site-SUITE-EXTRAS, commas left out
+    local wheels=$work/$1-${2//,/}
+    "$PYTHON" scripts/pi/collect_wheels.py "$lands/$1" "$2" "$wheels" --constraint scripts/constraints.txt
+    "$lands/$1/pip" install --no-deps --target "$work/site-$1-${2//,/}" "$wheels"/*.whl 2>"$work/$1.log" ||
+        { cat "$work/$1.log"; exit 1; }
+}
+
 check() { # check SUITE: all but counting, in a user land that is there
     local suite=$1 land=$lands/$1 extra
     scripts/pi/check_cpu_model.sh "$land"
     for extra in litert onnx; do
         echo "-- $suite, athe-export[$extra] alone"
-        "$land/pip" download -d "$work/$suite-$extra" -c scripts/constraints.txt "$wheel[$extra]" 2>"$work/$suite.log" ||
-            { cat "$work/$suite.log"; exit 1; }
+        collect "$suite" "$extra"
         "$PYTHON" scripts/pi/measure_install.py "$work/$suite-$extra"
-        "$land/pip" install --no-deps --target "$work/site-$suite-$extra" "$work/$suite-$extra"/*.whl 2>"$work/$suite.log" ||
-            { cat "$work/$suite.log"; exit 1; }
         "$PYTHON" scripts/pi/check_bundle.py "$land" "$bundle" --site "$work/site-$suite-$extra" --extra "$extra"
     done
+    echo "-- $suite, athe-export[litert,camera]"
+    collect "$suite" litert,camera
+    "$PYTHON" scripts/pi/check_bundle.py "$land" "$bundle" --site "$work/site-$suite-litertcamera" --extra litert --camera
     echo "-- $suite, the oldest bundle"
     "$PYTHON" scripts/pi/check_bundle.py "$land" tests/bundles/v1/tiny
 }

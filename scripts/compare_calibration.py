@@ -24,7 +24,7 @@ from athe_export.graphs import export_graph, is_quantized, quantize_job
 from athe_export.held_out import HELD_OUT_IMAGES, ROUTER, HeldOut, Trial, draw_held_out, outputs_on
 from athe_export.pipeline import prepare
 from athe_export.recipe import EqualiseSpec, load_recipe
-from athe_export.runtime.predictor import ENGINES
+from athe_export.runtime.engines import ENGINES
 from athe_export.stages import StageTimer
 from athe_export.system import Prepared, equalise_system
 

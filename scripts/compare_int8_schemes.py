@@ -31,9 +31,9 @@ from athe_export.branches import BranchGraphSource
 from athe_export.deployed import CENTRED, PLAIN, deployed
 from athe_export.preprocessing import Pixels, Preprocessing, Tensor
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec
+from athe_export.runtime.engines import Session
 from athe_export.runtime.litert_session import LitertSession, pixels_as_int8
 from athe_export.runtime.onnx_session import OnnxSession
-from athe_export.runtime.predictor import Session
 from athe_export.targets.litert.export import export as litert_export
 from athe_export.targets.litert.graph import LitertGraph
 from athe_export.targets.litert.quantize import quantize as litert_quantize

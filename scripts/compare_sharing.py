@@ -39,7 +39,8 @@ import json, re, sys, time
 from pathlib import Path
 import numpy as np
 from athe_export.bundle.reader import open_bundle
-from athe_export.runtime.predictor import RoutedGraphs, preprocessing_of, unavailable
+from athe_export.runtime.engines import unavailable
+from athe_export.runtime.predictor import RoutedGraphs, preprocessing_of
 def resident(): return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 path, target, precision, branch = sys.argv[1:]
 bundle = open_bundle(Path(path))

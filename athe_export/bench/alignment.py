@@ -69,7 +69,11 @@ def align(log: PowerLog, timeline: Timeline) -> Alignment:
             remedy="let the meter's program log more often, or measure with --full, whose pattern is slower",
         )
     log = _thinned(log, timeline.plan.chip_s / _SAMPLES_A_CHIP)
-    shift, rate = _search(log, timeline)
+    try:
+        shift, rate = _search(log, timeline)
+    except PowerLogError:
+        _require_length(log, timeline)
+        raise
     _require_cover(log, timeline, shift, rate)
     for width in (1.0, 0.25):
         shift, rate, misfit = _refined(log, timeline, shift, rate, width * timeline.plan.chip_s)
@@ -162,7 +166,7 @@ def _gains(watts: Values, load: Values) -> tuple[Values, Values, int]:
         for x, a, b in ((watts, low, high), (load, low - shifts, high - shifts))
     ]
     scale = np.sqrt(variances[0] * variances[1])
-    correlation = np.where(scale > 1e-9, covariance / np.maximum(scale, 1e-9), 0.0).clip(-1, 1 - 1e-9)
+    correlation = np.where(scale > 1e-9, covariance / np.maximum(scale, 1e-9), 0.0).clip(1e-9 - 1, 1 - 1e-9)
     gains: Values = np.where(correlation > 0, -n / 2 * np.log1p(-(correlation**2)), 0.0)
     return gains, np.asarray(correlation, np.float64), first
 
@@ -213,6 +217,17 @@ def _correlation(load: Values, watts: Values) -> float:
 
 def _inside(times: Values, low: float, high: float) -> npt.NDArray[np.int64]:
     return np.flatnonzero((times >= low) & (times <= high))
+
+
+def _require_length(log: PowerLog, timeline: Timeline) -> None:
+    """A log that is shorter than the run may not show it, and yet be whole later."""
+    there, needed = log.times[-1] - log.times[0], (1 - _RATES) * (timeline.loads[-1][1] - timeline.loads[0][0])
+    if there < needed:
+        raise LogTooShort(
+            f"the log does not cover the run: it is {there:.1f} s long, and the pattern {needed:.1f} s",
+            where=str(log.path),
+            remedy="let the meter log until bench has ended",
+        )
 
 
 def _require_cover(log: PowerLog, timeline: Timeline, shift: float, rate: float) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from athe_export.bench.tuned import recall
 from athe_export.bundle.reader import open_bundle
-from athe_export.runtime.predictor import Predictor, unavailable
+from athe_export.runtime.engines import unavailable
+from athe_export.runtime.predictor import Predictor
 
 
 def fastest_predictor(path: Path, target: str, precision: str, threads: int | None) -> tuple[Predictor, str | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -170,14 +170,13 @@ def _quoted(columns: Columns) -> str:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    """Cells of a line; blanks in a row count as one."""
+    """Cells of a line, none of one that is no CSV; blanks in a row count as one."""
     if delimiter == " ":
         return line.split()
-    return [cell.strip() for cell in next(iter(_csv(line, delimiter)), [])]
-
-
-def _csv(line: str, delimiter: str) -> Iterator[list[str]]:
-    return csv.reader([line], delimiter=delimiter)
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:  # a cell of more than 128 KiB
+        return []
 
 
 def _values(cells: Sequence[str], wanted: Sequence[int]) -> tuple[float, ...] | None:

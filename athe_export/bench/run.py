@@ -21,8 +21,8 @@ from athe_export.bench.rows import ROUTER, Key, Rows, keys_of, png, rows_of
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.dependencies import installed_version
 from athe_export.errors import GateFailed, GateInconclusive, UsageError
+from athe_export.runtime.engines import resolve_target, unavailable
 from athe_export.runtime.golden import read_golden
-from athe_export.runtime.predictor import resolve_target, unavailable
 
 _FIXED_WORK = Key("", "", "fixed work", "fixed work")
 _COLD_STARTS = {False: 3, True: 9}  # fresh processes a target; True: --full

@@ -17,8 +17,9 @@ from athe_export.bench.rows import ImageToLabel, mix_of, mixed, photos_by_branch
 from athe_export.bench.tuned import Choice, remember
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.errors import EnvironmentFailure, GateFailed, MissingDependency
+from athe_export.runtime.engines import remedy_for, unavailable
 from athe_export.runtime.golden import check_graph, read_golden
-from athe_export.runtime.predictor import RoutedGraphs, labels_of, preprocessing_of, remedy_for, unavailable
+from athe_export.runtime.predictor import RoutedGraphs, labels_of, preprocessing_of
 
 PLAN = Plan(seconds=25.0, rounds=5, slice_s=0.1)  # with opening and checking all graphs under a minute
 _MINUTE = 50.0  # of which so much may be gone before the last rounds

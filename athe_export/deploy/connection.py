@@ -22,7 +22,7 @@ from typing import IO
 
 from athe_export.deploy.destination import Destination
 from athe_export.deploy.refusals import ssh_failure
-from athe_export.errors import EnvironmentFailure, MissingDependency, RemoteFailure
+from athe_export.errors import EnvironmentFailure, MissingDependency, RemoteFailure, UsageError
 
 _CHUNK = 1 << 16
 _CLOSING_S = 30  # a device may have much to remove
@@ -160,13 +160,13 @@ def connected(to: Destination, python: str, batch: bool, config: Path | None = N
 
     Raises:
         MissingDependency: ssh is not installed.
-        EnvironmentFailure: there is no such configuration file.
+        UsageError: there is no such configuration file.
         RemoteFailure: there is no connection, or it ended early.
     """
     if shutil.which("ssh") is None:
         raise MissingDependency("ssh is not installed here", remedy="sudo apt install openssh-client")
     if config is not None and not config.is_file():
-        raise EnvironmentFailure("there is no such configuration of ssh", where=str(config), remedy="check --ssh-config")
+        raise UsageError("there is no such configuration of ssh", where=str(config), remedy="check --ssh-config")
     token = "athe-" + secrets.token_hex(8)
     program = files("athe_export.deploy").joinpath("device.sh").read_text(encoding="utf-8")
     remote = shlex.join(["sh", "-c", program, "sh", token, to.folder, python])

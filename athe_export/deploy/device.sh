@@ -3,30 +3,32 @@
 # POSIX sh, coreutils and flock; nothing of it stays on the device.
 #
 # DIR/versions/ID        a bundle; not changed once it is there. ID ends in the KEY of its runtime
-# DIR/venv-KEY           a runtime; not changed once DIR/venv-KEY/complete is there
+# DIR/venv-KEY           a runtime; not changed once DIR/venv-KEY/complete is there, and held against DIR/venv-KEY/digests
 # DIR/current, previous  links to two of the versions
 # DIR/athe-export        runs the athe-export of the current version
 # DIR/incoming           what arrives; gone when this ends, however it ends
 # DIR/.athe-export       the lock, and the mark that DIR was made by this
 set -u
 LC_ALL=C
-export LC_ALL
+PYTHONSAFEPATH=1 # else -m and -c look into the current folder first, for modules of Python's own too
+export LC_ALL PYTHONSAFEPATH
 unset PYTHONPATH PYTHONHOME PIP_USER
 token=$1 dir=$2 python=$3
 case $dir in
 /*) ;;
 *) dir=$PWD/$dir ;;
 esac
-locked='' unfinished=''
+locked='' new_runtime='' new_version='' # what this has brought, until it is in use
 exec 3<&0 </dev/null
 
 leave() {
     if [ -n "$locked" ]; then
-        rm -rf "$dir/incoming" ${unfinished:+"$unfinished"}
+        rm -rf "$dir/incoming" ${new_runtime:+"$new_runtime"} ${new_version:+"$new_version"}
     fi
 }
 trap leave EXIT
-trap 'exit 1' HUP INT TERM
+heed() { trap 'exit 1' HUP INT TERM; }
+heed
 trap '' PIPE # after a cut the next read ends this in good order
 
 state() {
@@ -82,7 +84,7 @@ facts() { # what a device does not tell stays empty; nothing is written
     fact current "$(readlink "$dir/current")"
     fact previous "$(readlink "$dir/previous")"
     fact venvs "$(cd "$dir" && ls -d venv-*/complete)"
-    "$python" -c '
+    "$python" -I -c '
 import importlib.util, platform, struct, sys
 def fact(name, value):
     print(name + "\t" + str(value))
@@ -121,20 +123,34 @@ put() { # PATH BYTES SHA256: so many bytes follow on stdin
     [ "$(sha256sum <"$dir/incoming/$1")" = "$3  -" ] || return 12
 }
 
+whole() { # KEY: says `whole` of a runtime that is there as it was installed; else `absent`, after which there is room for it
+    if [ -e "$dir/venv-$1/complete" ]; then
+        if (cd "$dir/venv-$1" && sha256sum --quiet --check digests); then
+            echo whole
+            return
+        fi
+        case $(readlink "$dir/current") in *-"$1") return 13 ;; esac
+        mv "$dir/venv-$1" "$dir/incoming/damaged-$1" || return
+    fi
+    echo absent
+}
+
 install() { # KEY REQUIREMENT OPTIONS...: pip's
-    unfinished=$dir/venv-$1
-    venv=$unfinished requirement=$2
+    [ ! -e "$dir/venv-$1/complete" ] || return 0
+    new_runtime=$dir/venv-$1
+    venv=$new_runtime requirement=$2
     shift 2
     # in two steps, since the first would keep to itself why the second fails
     "$python" -m venv --without-pip "$venv" && "$venv/bin/python" -m ensurepip --default-pip || return
-    (
+    ( # bytecode of all files would be a fifth more; Python writes that of those in use
         cd "$dir/incoming" && TMPDIR=$dir/incoming/tmp "$venv/bin/python" -m pip install --disable-pip-version-check \
-            --no-input --no-cache-dir --progress-bar off --only-binary=:all: "$@" "$requirement"
+            --no-input --no-cache-dir --no-compile --progress-bar off --only-binary=:all: "$@" "$requirement"
     ) || return
     "$venv/bin/python" -m pip --disable-pip-version-check list --format=freeze >"$dir/incoming/packages" || return
+    (cd "$venv" && find . -type f ! -name '*.pyc' -exec sha256sum {} +) >"$dir/incoming/digests" || return
+    mv "$dir/incoming/digests" "$venv/digests" || return
     sync
-    mv "$dir/incoming/packages" "$venv/complete" || return
-    unfinished=''
+    mv "$dir/incoming/packages" "$venv/complete"
 }
 
 packages() { # KEY
@@ -148,16 +164,17 @@ verify() { # KEY PATH
     return $status
 }
 
-keep() { # ID: what has arrived becomes that version; a damaged one makes room
+keep() { # ID: what has arrived becomes that version; a damaged one makes room, which takes two renames
+    sync
+    trap '' HUP INT TERM
     if [ -e "$dir/versions/$1" ]; then
         mv "$dir/versions/$1" "$dir/incoming/damaged" || return
+        mv "$dir/incoming/bundle" "$dir/versions/$1" || { mv "$dir/incoming/damaged" "$dir/versions/$1"; return 1; }
+    else
+        new_version=$dir/versions/$1
+        mv "$dir/incoming/bundle" "$new_version" || return
     fi
-    sync
-    mv "$dir/incoming/bundle" "$dir/versions/$1"
-}
-
-link() { # NAME PATH: a rename puts it in place, so that there is always one
-    ln -s "$2" "$dir/incoming/$1" && mv -fT "$dir/incoming/$1" "$dir/$1"
+    heed
 }
 
 switch() { # ID
@@ -166,14 +183,24 @@ switch() { # ID
 # Runs the athe-export that belongs to the current bundle. Written by `athe-export deploy`.
 here=$(dirname "$(readlink -f "$0")")
 version=$(readlink "$here/current")
-exec "$here/venv-${version##*-}/bin/python" -m athe_export.cli "$@"
+exec "$here/venv-${version##*-}/bin/python" -I -m athe_export.cli "$@"
 END
     chmod 755 "$dir/incoming/launcher" && mv -f "$dir/incoming/launcher" "$dir/athe-export" || return
     now=$(readlink "$dir/current")
-    [ "$now" != "versions/$1" ] || return 0
+    if [ "$now" = "versions/$1" ]; then
+        new_runtime='' new_version=''
+        return
+    fi
+    [ -z "$now" ] || ln -s "$now" "$dir/incoming/previous" || return
+    ln -s "versions/$1" "$dir/incoming/current" || return
     sync
-    [ -z "$now" ] || link previous "$now" || return
-    link current "versions/$1" || return
+    # Renames put links in place, so that there is always one. What was current becomes previous only once it is not current any
+    # more: a switch that fails leaves a version to go back to.
+    trap '' HUP INT TERM
+    mv -fT "$dir/incoming/current" "$dir/current" || return
+    new_runtime='' new_version=''
+    [ -z "$now" ] || mv -fT "$dir/incoming/previous" "$dir/previous" || return
+    heed
     sync
 }
 

@@ -40,8 +40,9 @@ def _built(root: Path, folder: Path) -> Path:
             where=str(root),
             remedy="pip install hatchling",
         )
-    line = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*line, "-w", str(folder), str(root)], capture_output=True, text=True, check=False)
+    line = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-deps"]
+    line += ["--no-build-isolation", "-w", str(folder), str(root)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     found = sorted(folder.glob("athe_export-*.whl"))
     if done.returncode or not found:
         said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]

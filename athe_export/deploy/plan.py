@@ -12,6 +12,7 @@ from athe_export.deploy.version import Payload, runtime_key
 from athe_export.deploy.wheels import collect_wheels, unpacked_bytes
 
 _DOWNLOADED = 350 * 10**6  # of a runtime that the device downloads itself: wheels and what they unpack to
+_CAMERA = 150 * 10**6  # more of that for OpenCV
 _VENV = 40 * 10**6  # an empty one, with its pip
 
 
@@ -25,12 +26,13 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """How to deploy: `target` and `python` as the command line takes them, `config` for ssh, `constraint` for pip; `batch`
-    where no one can be asked."""
+    """How to deploy: `target` and `python` as the command line takes them, `camera` for OpenCV too, `config` for ssh,
+    `constraint` for pip; `batch` where no one can be asked."""
 
     target: str = "auto"
     offline: bool = False
     with_reference: bool = False
+    camera: bool = False
     python: str = "python3"
     constraint: Path | None = None
     config: Path | None = None
@@ -39,21 +41,27 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done on a device. `wheels` are to be sent, athe-export's first; none where the runtime is there."""
+    """What is to be done on a device: a runtime of this key, installed from the `collected` wheels where it is not there."""
 
     payload: Payload
     device: Device
     options: Options
     runtime: str
-    wheels: tuple[Path, ...]
+    installs: bool
+    collected: tuple[Path, ...]
 
     @property
     def version(self) -> str:
         return self.payload.version(self.runtime)
 
     @property
-    def installs(self) -> bool:
-        return self.runtime not in self.device.runtimes
+    def extras(self) -> str:
+        return _extras(self.payload, self.options)
+
+    @property
+    def wheels(self) -> tuple[Path, ...]:
+        """To be sent, athe-export's first."""
+        return self.collected if self.installs else ()
 
     @property
     def disk(self) -> int:
@@ -62,17 +70,24 @@ class Plan:
         if not self.installs:
             return sent
         # compiled Python comes to half as much again of what is Python, and is counted as if all were
-        return sent + _VENV + (unpacked_bytes(self.wheels) * 3 // 2 if self.options.offline else _DOWNLOADED)
+        if self.options.offline:
+            return sent + _VENV + unpacked_bytes(self.wheels) * 3 // 2
+        return sent + _VENV + _DOWNLOADED + (_CAMERA if self.options.camera else 0)
 
     def checks(self) -> tuple[Check, ...]:
         source = "from wheels sent along" if self.options.offline else "from the device's package index"
-        found = f"{self.payload.target}, " + (f"to be installed {source}" if self.installs else "there already")
+        found = f"{self.extras.replace(',', ', ')}, " + (f"to be installed {source}" if self.installs else "there already")
         return (Check("runtime", found, PASS), *resource_checks(self.device, self.disk, self.payload.graph_bytes))
 
     def to_json(self) -> dict[str, Any]:
         return {
             "version": self.version,
-            "runtime": {"key": self.runtime, "installed": self.installs, "wheels": [w.name for w in self.wheels]},
+            "runtime": {
+                "key": self.runtime,
+                "extras": self.extras.split(","),
+                "installed": self.installs,
+                "wheels": [w.name for w in self.wheels],
+            },
             "files": sorted(self.payload.files),
             "disk_bytes": self.disk,
         }
@@ -85,11 +100,15 @@ def make_plan(chosen: Payload, device: Device, options: Options, folder: Path, w
         MissingDependency, EnvironmentFailure: a wheel cannot be made, or there is none for the device.
     """
     watch.stage("wheels")
-    own = own_wheel(folder)
+    own, extras = own_wheel(folder), _extras(chosen, options)
     wheels: tuple[Path, ...] = (own,)
     if options.offline:
-        found = collect_wheels(own, chosen.target, device, options.constraint, lambda text: watch.line(f"  {text}"))
+        found = collect_wheels(own, extras, device, options.constraint, lambda text: watch.line(f"  {text}"))
         wheels = (own, *(w for w in found if w != own))
-    extras = [options.constraint] if options.constraint else []
-    key = runtime_key(device.python, device["machine"], chosen.target, wheels, extras)
-    return Plan(chosen, device, options, key, () if key in device.runtimes else wheels)
+    others = [options.constraint] if options.constraint else []
+    key = runtime_key(device.python, device["machine"], extras, wheels, others)
+    return Plan(chosen, device, options, key, key not in device.runtimes, wheels)
+
+
+def _extras(chosen: Payload, options: Options) -> str:
+    return f"{chosen.target},camera" if options.camera else chosen.target

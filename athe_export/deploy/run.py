@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,16 @@ from athe_export.deploy.preflight import Device, health_checks, read_device, req
 from athe_export.deploy.refusals import device_failure, pip_said
 from athe_export.deploy.verified import verified
 from athe_export.deploy.version import payload
-from athe_export.deploy.wheels import no_wheel
-from athe_export.errors import AtheExportError, EnvironmentFailure, RemoteFailure
+from athe_export.deploy.wheels import no_wheel, unreachable
+from athe_export.errors import AtheExportError, Interrupted, RemoteFailure, UsageError
 
 
 @dataclass
 class _Report:
-    """What is known so far; a failure takes it along."""
+    """What is known so far; a failure and Ctrl-C take it along. `remedy` is None as long as nothing has changed there."""
 
     document: dict[str, Any] = field(default_factory=dict)
+    remedy: str | None = None
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -38,6 +39,8 @@ class _Report:
         except AtheExportError as error:
             error.report = {"deploy": self.document} | error.report
             raise
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", remedy=self.remedy, report={"deploy": self.document}) from None
 
 
 def deploy_bundle(path: Path, to: Destination, options: Options, watch: Watch, dry_run: bool = False) -> dict[str, Any]:
@@ -96,6 +99,12 @@ def roll_back(to: Destination, options: Options, watch: Watch, dry_run: bool = F
         report.document["version"] = previous
         if not dry_run:
             _begin(connection, to)
+            if not _runtime_is_whole(connection, previous.rpartition("-")[2], to):
+                raise RemoteFailure(
+                    "the runtime of the version before is damaged, or gone",
+                    where=str(to),
+                    remedy="deploy the bundle that you want there, which installs its runtime anew",
+                )
             _verify_and_switch(connection, to, previous, f"versions/{previous}", report, watch)
     return report.document
 
@@ -103,6 +112,11 @@ def roll_back(to: Destination, options: Options, watch: Watch, dry_run: bool = F
 def _carry_out(plan: Plan, connection: Connection, to: Destination, report: _Report, watch: Watch) -> None:
     watch.stage("transfer")
     _begin(connection, to)
+    installs = not _runtime_is_whole(connection, plan.runtime, to)
+    if installs != plan.installs:  # it is damaged, or another deployment has brought or removed it since the plan was made
+        plan = replace(plan, installs=installs)
+        require(plan.checks(), to)
+        report.document |= plan.to_json()
     listed = _done(connection.ask("digests", plan.version), "reading the version that is there", to)
     arrived = {line.partition("  ./")[2]: line[:64] for line in listed} == plan.payload.digests
     _transfer(plan, arrived, connection, to, report, watch)
@@ -125,6 +139,24 @@ def _begin(connection: Connection, to: Destination) -> None:
             "another deployment to this folder is at work", where=str(to), remedy="wait for it to end, and run this again"
         )
     _done(reply, "preparing the folder", to)
+
+
+def _runtime_is_whole(connection: Connection, runtime: str, to: Destination) -> bool:
+    """Whether a runtime is there as it was installed; one that is damaged is removed.
+
+    Raises:
+        RemoteFailure: it is damaged, and the current version uses it.
+    """
+    connection.doing = "checking the runtime that is there"
+    reply = connection.ask("whole", runtime)
+    if reply.status == 13:
+        raise RemoteFailure(
+            "the runtime that is in use there is damaged: " + "; ".join(reply.lines[:3]),
+            where=str(to),
+            remedy=f"end what runs it, remove the folder venv-{runtime} there, and run this again; a worn or full card is "
+            "one reason: look into `dmesg` there",
+        )
+    return "whole" in _done(reply, connection.doing, to)
 
 
 def _transfer(plan: Plan, arrived: bool, connection: Connection, to: Destination, report: _Report, watch: Watch) -> None:
@@ -158,10 +190,17 @@ def _install(plan: Plan, connection: Connection, to: Destination, watch: Watch) 
         if line.startswith(("Collecting ", "Processing ", "Installing ")):
             watch.line(f"  {line[:100]}")
 
-    requirement = f"./wheels/{own}[{plan.payload.target}]"
+    requirement = f"./wheels/{own}[{plan.extras}]"
     reply = connection.ask("install", plan.runtime, requirement, *options, heard=heard)
-    if reply.status:
-        raise no_wheel(reply.text, plan.device, str(to)) or device_failure(pip_said(reply.lines), connection.doing, to)
+    if not reply.status:
+        return
+    if not plan.options.offline and unreachable(reply.text):
+        raise RemoteFailure(
+            "the package index cannot be reached from the device",
+            where=str(to),
+            remedy="add --offline, which collects the wheels here and sends them; or mend its network, clock or pip.conf",
+        )
+    raise no_wheel(reply.text, plan.device, str(to)) or device_failure(pip_said(reply.lines), connection.doing, to)
 
 
 def _verify_and_switch(
@@ -176,11 +215,17 @@ def _verify_and_switch(
     if place == "incoming/bundle":
         _done(connection.ask("keep", version), connection.doing, to)
     connection.doing = "switching"
-    connection.remedy = "either version may be current there, and both are whole; run it again"
-    _done(connection.ask("switch", version), connection.doing, to)
+    connection.remedy = report.remedy = "either version may be current there, and both are whole; run it again"
+    for name in ("switched", "current"):  # not known from here until it answers
+        del report.document[name]
+    reply = connection.ask("switch", version)
+    if reply.status:
+        error = device_failure(reply.text, connection.doing, to)
+        error.remedy = f"{connection.remedy}; {error.remedy}" if error.remedy != error.remedy_of_kind else connection.remedy
+        raise error
     report.document |= {"switched": version != report.document["was_current"], "current": version}
     connection.doing = "removing old versions"
-    connection.remedy = "the new version is current; the next deployment removes them"
+    connection.remedy = report.remedy = "the new version is current; the next deployment removes them"
     left = connection.ask("prune")
     report.document["notes"] = [f"old versions could not be removed: {left.text}"] if left.status else []
 
@@ -206,4 +251,4 @@ def _done(reply: Reply, doing: str, to: Destination) -> tuple[str, ...]:
 
 def _require_file(path: Path | None) -> None:
     if path is not None and not path.is_file():
-        raise EnvironmentFailure("there is no such file of constraints", where=str(path), remedy="check --constraint")
+        raise UsageError("there is no such file of constraints", where=str(path), remedy="check --constraint")

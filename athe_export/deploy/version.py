@@ -11,7 +11,7 @@ from typing import Any
 from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST
 from athe_export.bundle.reader import Bundle, open_bundle
 from athe_export.errors import BundleIntegrityError, UsageError
-from athe_export.runtime.predictor import TARGETS
+from athe_export.runtime.engines import TARGETS
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ def payload(path: Path, target: str, with_reference: bool) -> Payload:
     return Payload(bundle, known[0] if target == "auto" else target, with_reference)
 
 
-def runtime_key(python: Sequence[int], machine: str, target: str, wheels: Sequence[Path], extras: Sequence[Path]) -> str:
-    """The key of a runtime: Python's minor version, processor, engine, and all files that it is installed from.
+def runtime_key(python: Sequence[int], machine: str, extras: str, wheels: Sequence[Path], others: Sequence[Path]) -> str:
+    """The key of a runtime: Python's minor version, processor, extras, and all files that it is installed from.
 
     Args:
+        extras: athe-export's, as pip takes them: the engine, and what else is asked for.
         wheels: athe-export's alone where the device downloads the others, else all.
-        extras: a file of constraints, or nothing.
+        others: a file of constraints, or nothing.
     """
-    parts = [".".join(map(str, python[:2])), machine, target, str(len(wheels))]
-    parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*wheels, *extras)]
+    parts = [".".join(map(str, python[:2])), machine, extras, str(len(wheels))]
+    parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*wheels, *others)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _ROUNDS = 8
-_OFFLINE = r"Failed to establish a new connection|Temporary failure in name resolution|Retrying \(Retry|No route to host"
+_OFFLINE = r"after connection broken by|problem confirming the ssl certificate|Read timed out"  # words of pip 22 to 26
 _ABSENT = re.compile(
     r"No matching distribution found for ([^\s(;]+)|Could not find a version that satisfies the requirement ([^\s(;]+)"
 )
 
 
-def collect_wheels(own: Path, extra: str, device: Device, constraint: Path | None, say: Say) -> tuple[Path, ...]:
-    """Puts every wheel that `own[extra]` needs on the device beside `own`; `say` is told what pip collects.
+def collect_wheels(own: Path, extras: str, device: Device, constraint: Path | None, say: Say) -> tuple[Path, ...]:
+    """Puts every wheel that `own[extras]` needs on the device beside `own`; `say` is told what pip collects.
 
     pip picks wheels for another platform, but decides by this machine which requirements hold (`; python_version < ...`).
     So requirements are read again from the collected wheels under the device's markers, until none is missing.
@@ -39,11 +39,11 @@ def collect_wheels(own: Path, extra: str, device: Device, constraint: Path | Non
     for module in ("pip", "packaging"):
         if find_spec(module) is None:
             raise MissingDependency(f"to collect wheels, {module} is missing here", remedy=f"pip install {module}")
-    wanted = [f"{own}[{extra}]"]
+    wanted = [f"{own}[{extras}]"]
     for _ in range(_ROUNDS):
         _download(wanted, own.parent, device, constraint, say)
         wheels = tuple(sorted(own.parent.glob("*.whl")))
-        wanted = missing_requirements(wheels, own, extra, markers(device))
+        wanted = missing_requirements(wheels, own, extras, markers(device))
         if not wanted:
             return wheels
     raise EnvironmentFailure("pip does not collect what is missing: " + ", ".join(wanted), where=str(own.parent))
@@ -74,13 +74,13 @@ def markers(device: Device) -> Mapping[str, str]:
     }
 
 
-def missing_requirements(wheels: Sequence[Path], own: Path, extra: str, environment: Mapping[str, str]) -> list[str]:
-    """What `own[extra]` needs under these markers and no wheel here is, as pip takes it."""
+def missing_requirements(wheels: Sequence[Path], own: Path, extras: str, environment: Mapping[str, str]) -> list[str]:
+    """What `own[extras]` needs under these markers and no wheel here is, as pip takes it."""
     from packaging.utils import canonicalize_name
 
     here = {canonicalize_name(w.name.partition("-")[0]): w for w in wheels}
     start = canonicalize_name(own.name.partition("-")[0])
-    ahead, seen, missing = [(start, extra)], set(), {}
+    ahead, seen, missing = [(start, extra) for extra in extras.split(",")], set(), {}
     while ahead:
         step = ahead.pop()
         if step in seen:
@@ -114,6 +114,11 @@ def unpacked_bytes(wheels: Sequence[Path]) -> int:
     return total
 
 
+def unreachable(said: str) -> bool:
+    """Whether a pip that failed did not get through to its index: no network, no name, no certificate that holds."""
+    return re.search(_OFFLINE, said) is not None
+
+
 def no_wheel(said: str, device: Device, where: str) -> MissingDependency | None:
     """The failure of a pip that finds no wheel for the device; None where pip failed of something else."""
     found = _ABSENT.search(said)
@@ -129,7 +134,17 @@ def no_wheel(said: str, device: Device, where: str) -> MissingDependency | None:
 
 def _download(wanted: list[str], folder: Path, device: Device, constraint: Path | None, say: Say) -> None:
     version = ".".join(map(str, device.python[:2]))
-    line = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    line = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar",
+        "off",
+    ]
     line += ["--only-binary=:all:", "--implementation", "cp", "--python-version", version, "-d", str(folder)]
     line += [word for p in platforms(device) for word in ("--platform", p)]
     line += ["-c", str(constraint)] if constraint else []
@@ -143,7 +158,7 @@ def _download(wanted: list[str], folder: Path, device: Device, constraint: Path 
     if pip.returncode == 0:
         return
     whole = "\n".join(said)
-    if re.search(_OFFLINE, whole):
+    if unreachable(whole):
         raise EnvironmentFailure(
             "the package index cannot be reached from here",
             remedy="connect this machine, or name a folder of wheels with PIP_NO_INDEX=1 PIP_FIND_LINKS=DIR",

@@ -9,7 +9,7 @@ from athe_export.bench.rows import mix_of
 from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.evaluation.bundles import RecipeBundle
 from athe_export.evaluation.plan import EvaluationPlan
-from athe_export.runtime.predictor import resolve_target, unavailable
+from athe_export.runtime.engines import resolve_target, unavailable
 
 ROUTER = "router"
 FLOPS_PER_MAC = 2

@@ -16,7 +16,7 @@ import yaml
 from athe_export.evaluation.cells import replace_file
 from athe_export.evaluation.plan import EvaluationPlan
 from athe_export.recipe import BranchSpec, RecipeFile, load_recipe
-from athe_export.runtime.predictor import TARGETS, unavailable
+from athe_export.runtime.engines import TARGETS, unavailable
 
 DENSE = "dense"
 

@@ -1,12 +1,13 @@
-"""Frames of whatever OpenCV opens: a camera by its index or device, a stream by its address, a video file.
+"""Frames of whatever OpenCV opens: a camera by its index or device, a stream by its address, a video file, numbered images.
 
-Of a file every frame is given. Of a camera or a stream the newest alone: one thread takes frames as they come, and what is
+Of files every frame is given. Of a camera or a stream the newest alone: one thread takes frames as they come, and what is
 too slow for all of them sees no stale ones.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from athe_export.live.stream import Ended, Item
 from athe_export.preprocessing import Pixels
 
 _QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # what matters of it is said here, once
+_NUMBERED = re.compile(r"%0?\d*d")  # files by a pattern, which have an end as a video has
 _JOIN_S = 2.0
 
 
@@ -27,34 +29,50 @@ def open_camera(source: str) -> VideoFile | Camera:
 
     Raises:
         MissingDependency: OpenCV is not installed, or does not work here.
-        EnvironmentFailure: there is no such camera, stream or file, or it gives no frames.
+        EnvironmentFailure: OpenCV does not open it, or it gives no frames.
     """
     require(CAMERA_JOB)
-    opencv, path = _opencv(), Path(source)
-    stream, index = "://" in source, source.isdigit()
-    what, remedy = _words(stream, path.is_file())
-    if not (stream or index or path.exists()):
-        raise EnvironmentFailure("there is no such camera or video file", where=source, remedy=remedy)
-    capture = opencv.VideoCapture(int(source) if index else source)
-    if not capture.isOpened():
+    opencv = _opencv()
+    words = _words(source)
+    what, remedy = words
+    try:
+        capture = opencv.VideoCapture(int(source) if source.isdecimal() else source)
+        opened = capture.isOpened()
+    except opencv.error:  # an index beyond what it counts with
+        opened = False
+    if not opened:
         raise EnvironmentFailure(f"the {what} cannot be opened", where=source, remedy=remedy)
     there, frame = capture.read()
     if not there:
         capture.release()
         raise EnvironmentFailure(f"the {what} was opened and gives no frames", where=source, remedy=remedy)
-    return VideoFile(capture, source, frame) if path.is_file() else Camera(capture, source, frame, stream)
+    if _is_file(source) or (_NUMBERED.search(source) and "://" not in source):
+        return VideoFile(capture, source, frame)
+    return Camera(capture, source, frame, words)
 
 
-def _words(stream: bool, file: bool) -> tuple[str, str]:
+def _words(source: str) -> tuple[str, str]:
     """What a source is called, and what to do where it fails."""
-    if file:
+    if _is_file(source):
         return "video file", "give a video that OpenCV reads, for example AVI or MP4"
-    if stream:
+    if "://" in source:
         return "stream", "see that its server runs and is reached from here, and check the address"
-    return "camera", (
-        "plug it in, see that no other program has it and that you are in the group video; `ls /dev/video*` lists cameras, "
-        "--camera 0 is the first"
+    if source.isdecimal() or source.startswith("/dev/"):
+        return "camera", (
+            "plug it in, see that no other program has it and that you are in the group video; `ls /dev/video*` lists "
+            "cameras, --camera 0 is the first"
+        )
+    return "source", (
+        "give a camera's index or device, a stream's address, a video file that exists, images by a pattern such as "
+        "img%03d.png, or a pipeline of GStreamer to an OpenCV that was built with it"
     )
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:  # too long for a name, as a pipeline may be
+        return False
 
 
 def _opencv() -> Any:
@@ -108,8 +126,8 @@ class VideoFile:
 class Camera:
     """The newest frame of a camera or stream whenever one is asked for."""
 
-    def __init__(self, capture: Any, source: str, first: Any, stream: bool) -> None:
-        self._capture, self._source, self._words = capture, source, _words(stream, False)
+    def __init__(self, capture: Any, source: str, first: Any, words: tuple[str, str]) -> None:
+        self._capture, self._source, self._words = capture, source, words
         self._newest: Any = first
         self._taken = self._given = 0  # numbers of the newest frame, and of the last that was given, from 0 and 1
         self.skipped = 0

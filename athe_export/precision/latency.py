@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from athe_export.bench.protocol import Plan, measure, of_session
 from athe_export.preprocessing import GraphInput
-from athe_export.runtime.predictor import Session
+from athe_export.runtime.engines import Session
 
 _ROUNDS = 40
 _WARM_UP = 3

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from athe_export.data.source import Progress
 from athe_export.preprocessing import GraphInput
-from athe_export.runtime.predictor import Session
+from athe_export.runtime.engines import Session
 
 Logits = npt.NDArray[np.float32]
 LEAST_DB = -100.0

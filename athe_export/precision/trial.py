@@ -20,7 +20,7 @@ from athe_export.parity.limits import FAIL, INCONCLUSIVE, PASS, Counts
 from athe_export.parity.statistics import Interval, images_needed
 from athe_export.precision.latency import Pair, slowdown
 from athe_export.precision.subject import Clock, Subject
-from athe_export.runtime.predictor import Session
+from athe_export.runtime.engines import Session
 
 Answers = npt.NDArray[np.int64]
 

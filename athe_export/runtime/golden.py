@@ -17,7 +17,8 @@ from athe_export.bundle.manifest import GraphEntry, Manifest
 from athe_export.bundle.reader import Bundle
 from athe_export.errors import BundleIntegrityError, EnvironmentFailure, MissingDependency
 from athe_export.preprocessing import Pixels
-from athe_export.runtime.predictor import Session, open_session, preprocessing_of, slower_here, unavailable
+from athe_export.runtime.engines import Session, unavailable
+from athe_export.runtime.predictor import open_session, preprocessing_of, slower_here
 from athe_export.runtime.routing import RouterPolicy
 
 # The difference that another machine may show. int8 graphs have float ops between integer ones, so one rounding can fall

@@ -11,7 +11,7 @@ import torch
 from athe_export.branches import BranchGraphSource
 from athe_export.errors import ExportError
 from athe_export.preprocessing import GraphInput
-from athe_export.runtime.predictor import Session
+from athe_export.runtime.engines import Session
 
 MAX_ERROR = 1e-4
 

@@ -208,6 +208,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.update and args.baseline is None:
         parser.error("--update writes into a baseline: add --baseline FILE")
+    if args.runs < (1 if args.baseline is None else 2):
+        parser.error("--runs counts from 1, and with --baseline from 2: one run cannot show that counts repeat")
     if args.baseline is not None and len(args.paths) > 1:
         parser.error("a baseline is of one bundle: give one")
     subjects = [s for path in args.paths for s in subjects_of(path)]
@@ -222,7 +224,7 @@ def main() -> None:
     rows = []
     for subject in subjects:
         print(f"{subject.name} {subject.target} …", file=sys.stderr, flush=True)
-        rows.append(measure(land, subject, max(1, args.runs), args.seed))
+        rows.append(measure(land, subject, args.runs, args.seed))
     print(json.dumps({"land": land.about, "rows": rows}, indent=2) if args.json else table(rows))
     if args.baseline is not None:
         name = args.paths[0].resolve().name

@@ -94,9 +94,9 @@ def deployed(installed: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPat
         yield deploy
 
 
-def index(wheelhouse: Path) -> dict[str, str]:
-    """What makes these wheels pip's index; compiled Python, which takes long, is left out of what it installs."""
-    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse), "PIP_NO_COMPILE": "1"}
+def index(*folders: Path) -> dict[str, str]:
+    """What makes the wheels in these folders pip's index."""
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": " ".join(map(str, folders))}
 
 
 def furnish(folder: Path, source: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from athe_export import bench_power
+from athe_export.bench.join import patiently
 from athe_export.bench.load_pattern import PowerPlan, timeline_from
 from athe_export.bench.protocol import Plan
 from athe_export.errors import PowerLogError
@@ -167,6 +168,24 @@ def test_on_a_terminal_bench_asks_for_the_log_until_it_is_there(tmp_path: Path) 
     os.close(theirs)
     assert document["energy"]["refused"] is None and len(document["energy"]["rows"]) == 4
     assert [p.name for p in tmp_path.iterdir()] == ["meter.csv"]  # what was kept is not needed any more
+
+
+def test_ctrl_c_while_a_log_is_awaited_leaves_the_run_and_says_how_to_join_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "meter.csv"
+    log.write_text("Time[S],Volt[V],Current[A],Power[W]\n0.00,5,0.5,2.5\n0.01,5,0.5,2.5\n")  # a meter that still writes
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_power, "patiently", lambda join, log: patiently(join, log, sleep=stop))
+    done = cli("bench", OLD, "--power-log", log, "--json")
+    error = error_of(done, 130, "interrupted")
+    assert f"--join {log}.bench.json" in error["remedy"] and done.document["rows"]
+    metered(tmp_path)
+    later = cli("bench", OLD, "--power-log", log, "--join", f"{log}.bench.json", "--json")
+    assert later.code == 0 and later.document["energy"]["rows"]
 
 
 @pytest.mark.parametrize("key", [KeyboardInterrupt, EOFError])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from athe_export.bundle.reader import open_bundle
+from athe_export.data.shapes import Shapes
+from athe_export.deploy.own_wheel import repacked
+from tests.conftest import ROOT
 from tests.integration.conftest import OLD, PYTHON, Deployer, furnish, index
 from tests.sshd import Device, device, key
 from tests.tools import Outcome, cli, edit_arrays, environment, error_of, listing, refused, require_one_message
@@ -122,7 +129,7 @@ def test_a_dry_run_names_the_plan_and_writes_nothing(deploy: Deployer, renamed: 
 def test_offline_all_wheels_travel_to_a_device_whose_pip_has_no_index(
     deployed: Deployer, wheelhouse: Path, tmp_path: Path
 ) -> None:
-    with device(tmp_path / "home", {"PIP_NO_INDEX": "1", "PIP_NO_COMPILE": "1"}) as made:
+    with device(tmp_path / "home", {"PIP_NO_INDEX": "1"}) as made:
         to = f"{made.login}:{made.folder.parent / 'a folder'}"
         ended = Deployer(deployed.program, made)(OLD, to, "--offline", "--json", **index(wheelhouse))
         assert ended.code == 0, ended.err
@@ -133,10 +140,62 @@ def test_offline_all_wheels_travel_to_a_device_whose_pip_has_no_index(
         assert (made.folder.parent / "a folder" / "current" / "manifest.json").is_file()
 
 
+def test_with_the_camera_s_extra_the_service_of_the_docs_classifies_frames_with_what_was_deployed(
+    deployed: Deployer, wheelhouse: Path, tmp_path: Path
+) -> None:
+    unit = configparser.RawConfigParser()
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string((ROOT / "docs/live.md").read_text().partition("```ini\n")[2].partition("```")[0])
+    service = unit["Service"]
+    assert service["Restart"] == "on-failure" and service.get("KillSignal", "SIGTERM") == "SIGTERM"
+    for number in range(3):
+        image = Image.fromarray(Shapes().image("test", number)).resize((64, 64))
+        image.save(tmp_path / f"frame{number}.png")
+    (tmp_path / "wheels").mkdir()
+    repacked(importlib.metadata.distribution("opencv-python-headless"), tmp_path / "wheels")
+    with device(tmp_path / "home", index(wheelhouse, tmp_path / "wheels")) as made:
+        document = Deployer(deployed.program, made)(OLD, made.destination, "--camera", "--json").document
+        assert document["runtime"]["extras"] == ["onnx", "camera"]
+        home = made.folder.parent  # of whom the docs call pi, and who deployed to pi@raspberrypi:athe
+        assert made.folder.name == "athe" and service["User"] == "pi"
+        line = [word.replace("/home/pi/", f"{home}/") for word in shlex.split(service["ExecStart"])]
+        place = line.index("--camera") + 1
+        assert line[place] == "0"  # there is no camera here
+        line[place] = str(tmp_path / "frame%d.png")
+        done = subprocess.run(line, capture_output=True, text=True, cwd="/", env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(text).get("frame") for text in done.stdout.splitlines()] == [None, 0, 1, 2, None]
+
+
 def test_a_version_that_was_damaged_on_the_device_is_replaced(deploy: Deployer) -> None:
-    (deploy.device.folder / "current" / "labels.txt").write_text("other\n")
+    current = deploy.device.folder / "current"
+    (current / "labels.txt").write_text("other\n")
+    # a sync may take seconds, and a program may start meanwhile
+    deploy.device.fake("sync", f'[ -e "{current}/manifest.json" ] || touch "{deploy.device.home}/dangled"; command -p sync')
     document = deploy(OLD, deploy.device.destination, "--json").document
     assert document["sent"]["files"] == len(document["files"]) and not document["switched"]
+    assert not (deploy.device.home / "dangled").exists()
+    deploy.serving()
+
+
+def test_a_runtime_that_was_damaged_is_installed_anew_unless_it_is_in_use_and_then_is_named(deploy: Deployer) -> None:
+    folder, to = deploy.device.folder, deploy.device.destination
+    (runtime,) = folder.glob("venv-*")
+    whole = runtime.readlink()
+    runtime.unlink()
+    shutil.copytree(whole, runtime, symlinks=True)
+    library = next(runtime.rglob("numpy/_core/_multiarray_umath*.so"))
+    library.write_bytes(library.read_bytes()[:100_000])
+    error = _failed(deploy, 7, "remote", OLD, to)
+    assert "in use there is damaged" in error["message"] and library.name in error["message"]
+    assert runtime.name in error["remedy"]
+    shutil.rmtree(runtime)  # as it says
+    assert deploy(OLD, to, "--json").document["runtime"]["installed"] is True
+    deploy.serving()
+    library.write_bytes(b"")
+    (folder / "current").unlink()  # nothing is in use
+    document = deploy(OLD, to, "--json").document
+    assert document["runtime"]["installed"] is True and document["sent"]["files"] == 1
     deploy.serving()
 
 
@@ -229,7 +288,7 @@ def test_a_configuration_that_ssh_does_not_read_is_said(bare: Device, tmp_path: 
     bare.config.write_text("Host *\n  NoSuchOption yes\n")
     assert "configuration" in _refused(bare)["message"]
     bare.config.unlink()
-    assert "no such configuration" in _refused(bare, kind="environment")["message"]
+    assert "no such configuration" in _refused(bare, code=2, kind="usage")["message"]
 
 
 def test_without_ssh_the_command_that_installs_it_is_said(bare: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,10 +377,26 @@ def test_without_a_wheel_in_the_device_s_own_index_it_is_named_and_its_runtime_r
     assert "there is no wheel of numpy" in error["message"] and made.login in error["where"]
 
 
-def test_a_bundle_that_answers_otherwise_there_is_not_made_current(deploy: Deployer, renamed: Make) -> None:
+def test_a_device_that_does_not_reach_its_index_is_told_from_an_index_without_a_wheel(
+    deployed: Deployer, tmp_path: Path
+) -> None:
+    (tmp_path / "versions.txt").write_text("rich>=13\n")
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    with device(tmp_path / "home", nowhere) as made:
+        furnish(made.folder, deployed.device.folder)
+        deploy = Deployer(deployed.program, made)
+        error = _failed(deploy, 7, "remote", OLD, made.destination, "--constraint", tmp_path / "versions.txt")
+    assert "index cannot be reached from the device" in error["message"] and "--offline" in error["remedy"]
+
+
+def test_a_bundle_that_answers_otherwise_there_is_not_made_current_and_its_runtime_is_removed(
+    deploy: Deployer, renamed: Make, tmp_path: Path
+) -> None:
     bundle = renamed("wrong")
     edit_arrays(bundle, "golden.npz", lambda a: a.update({n: x + 1 for n, x in a.items() if n.startswith("onnx/")}))
-    error = _failed(deploy, 3, "gate_failed", bundle, deploy.device.destination)
+    (tmp_path / "versions.txt").write_text("rich>=13\n")  # a runtime that is not there yet
+    options = ("--constraint", tmp_path / "versions.txt")
+    error = _failed(deploy, 3, "gate_failed", bundle, deploy.device.destination, *options)
     assert "verify fails on the device" in error["message"] and "golden" in error["message"]
 
 
@@ -359,8 +434,10 @@ def test_a_reference_that_is_not_there_cannot_be_sent(renamed: Make) -> None:
         ([OLD, "raspberrypi"], "does not name a device"),
         ([OLD, "pi@raspberrypi:"], "not a folder"),
         ([OLD, "pi@raspberrypi:athe", "--target", "litert"], "no target 'litert'"),
+        ([OLD, "pi@raspberrypi:athe", "--constraint", "/nope"], "no such file of constraints"),
+        ([OLD, "pi@raspberrypi:athe", "--ssh-config", "/nope"], "no such configuration of ssh"),
     ],
-    ids=["no destination", "no folder", "an empty folder", "another target"],
+    ids=["no destination", "no folder", "an empty folder", "another target", "no constraints", "no configuration"],
 )
 def test_what_is_asked_for_wrongly_is_a_usage_error(arguments: list[object], said: str) -> None:
     assert said in refused(2, "usage", "deploy", *arguments)["message"]

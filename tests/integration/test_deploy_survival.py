@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from athe_export.bundle.reader import open_bundle
+from tests.conftest import ROOT
 from tests.integration.conftest import Deployer, furnish, index
 from tests.sshd import Device, Line, device
-from tests.tools import error_of, require_one_message
+from tests.tools import Outcome, error_of, require_one_message
 
 Make = Callable[[str], Path]
 
@@ -57,8 +58,9 @@ def test_a_connection_that_is_cut_anywhere_leaves_what_serves_and_the_next_one_g
 ) -> None:
     before, bundle, to = deploy.still(), renamed("new"), deploy.device.destination
     size = sum(p.stat().st_size for p in bundle.rglob("*") if p.is_file() and p.name != "reference.npz")
+    login = (ROOT / "athe_export/deploy/device.sh").stat().st_size  # which goes with it
     # while logging in, at the first request, with the first files, and when the last one is nearly there
-    for place in (1000, 12_000, 20_000, size // 2, size - 30_000):
+    for place in (1000, login + 4_000, login + 12_000, size // 2, size - 30_000):
         with _line(deploy, place) as line:
             ended = deploy(bundle, to, "--json")
         error = error_of(ended, 7, "remote")
@@ -74,16 +76,16 @@ def test_a_connection_that_is_cut_anywhere_leaves_what_serves_and_the_next_one_g
     assert _current(deploy) == "new"
 
 
+def _heeding() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which these tests may have been started without
+
+
 def _stopped_at(deploy: Deployer, stage: str, stop: Callable[[subprocess.Popen[str]], None], *arguments: object) -> None:
     """Deploys, and stops it as soon as it announces a stage."""
     line = deploy.line(*arguments)
     surroundings = deploy.environment()
-
-    def heeding() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which these tests may have been started without
-
     with subprocess.Popen(
-        line, stderr=subprocess.PIPE, text=True, env=surroundings, start_new_session=True, preexec_fn=heeding
+        line, stderr=subprocess.PIPE, text=True, env=surroundings, start_new_session=True, preexec_fn=_heeding
     ) as process:
         assert process.stderr is not None
         for said in process.stderr:
@@ -101,8 +103,7 @@ def test_a_deployment_that_is_killed_leaves_what_serves_and_does_not_hinder_the_
     before, to = deploy.still(), deploy.device.destination
     versions = tmp_path / "versions.txt"  # a runtime that is not there yet
     versions.write_text("rich>=13\n")
-    options = ["--constraint", versions] if stage == "install" else []
-    _stopped_at(deploy, stage, lambda process: process.kill(), renamed("new"), to, *options)
+    _stopped_at(deploy, stage, lambda process: process.kill(), renamed("new"), to, "--constraint", versions)
     _settled(deploy)
     assert deploy.still() == before
     assert deploy(renamed("next"), to).code == 0
@@ -132,6 +133,51 @@ def test_an_interrupt_ends_it_in_good_order(deploy: Deployer, renamed: Make) -> 
     _stopped_at(deploy, "transfer", interrupt, renamed("new"), deploy.device.destination)
     _settled(deploy)
     assert deploy.still() == before
+
+
+def test_an_interrupt_after_the_switch_says_that_the_new_version_serves(deploy: Deployer, renamed: Make) -> None:
+    device = deploy.device
+    pruning = device.home / "pruning"
+    device.fake("ls", f'case $* in */versions/*) touch "{pruning}"; sleep 60;; esac; exec /usr/bin/ls "$@"')
+    line = deploy.line(renamed("new"), device.destination, "--json")
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, env=deploy.environment(), start_new_session=True, preexec_fn=_heeding, **streams) as process:
+        while not pruning.exists() and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate()
+    ended = Outcome(process.returncode, out, err)
+    error = error_of(ended, 130, "interrupted")
+    found = ended.document["deploy"]
+    assert "the new version is current" in error["remedy"] and found["switched"] is True
+    assert (device.folder / "current").readlink().name == found["current"] != found["was_current"]
+    assert _current(deploy) == "new"
+
+
+def test_a_switch_that_fails_leaves_the_version_to_go_back_to(deploy: Deployer, renamed: Make, tmp_path: Path) -> None:
+    to, device = deploy.device.destination, deploy.device
+    (tmp_path / "versions.txt").write_text("rich>=13\n")
+    assert deploy(renamed("second"), to).code == 0
+    before = deploy.still()
+    device.fake("mv", 'case $* in -fT*/current) echo "mv: Input/output error"; exit 1;; esac; exec /usr/bin/mv "$@"')
+    ended = deploy(renamed("third"), to, "--json")
+    assert "either version may be current" in error_of(ended, 7, "remote")["remedy"]
+    assert "current" not in ended.document["deploy"]
+    assert deploy.still() == before
+    device.fake("mv", 'case $* in -fT*/previous) echo "mv: Input/output error"; exit 1;; esac; exec /usr/bin/mv "$@"')
+    error_of(deploy(renamed("fourth"), to, "--constraint", tmp_path / "versions.txt", "--json"), 7, "remote")
+    assert _current(deploy) == "fourth"
+    deploy.serving()
+    (device.fakes / "mv").unlink()
+    assert deploy(to, "--rollback").code == 0
+    assert _current(deploy) == "tiny"
+
+
+def test_a_signal_does_not_end_a_switch_half_way(deploy: Deployer, renamed: Make) -> None:
+    before = (deploy.device.folder / "current").readlink()
+    deploy.device.fake("mv", 'case $* in -fT*/current) kill -TERM $PPID; sleep 0.1;; esac; exec /usr/bin/mv "$@"')
+    assert deploy(renamed("new"), deploy.device.destination).code == 0
+    assert _current(deploy) == "new" and (deploy.device.folder / "previous").readlink() == before
 
 
 def test_a_device_that_ends_the_session_is_said_and_what_it_could_not_remove_goes_with_the_next(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import http.server
 import io
 import itertools
 import json
 import os
-import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +101,18 @@ def test_every_frame_of_a_video_is_answered_as_its_pixels_are(clip: Path) -> Non
     assert sum(summary["by_branch"].values()) == 20 and summary["skipped"] == 0
 
 
+def test_numbered_images_are_read_to_their_end_as_a_video_is(tmp_path: Path) -> None:
+    images = pictures(3)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"img{number:03d}.png")
+    done = cli(*_OPTIONS, "--camera", tmp_path / "img%03d.png", "--json")
+    assert done.code == 0, done.err
+    _, *answers, last = lines_of(done)
+    predictor = Predictor.load(OLD, "onnx")
+    assert [a["label"] for a in answers] == [predictor.predict(image).label for image in images]
+    assert (last["summary"]["images"], last["summary"]["ended"]) == (3, "end")
+
+
 def test_a_person_sees_label_branch_and_milliseconds_where_they_change(clip: Path) -> None:
     shown = cli(*_OPTIONS, "--camera", clip)
     assert shown.code == 0
@@ -190,7 +201,7 @@ def test_frames_that_are_too_many_are_skipped_and_counted() -> None:
             pass
 
     capture = Capture()
-    camera = Camera(capture, "0", np.zeros((8, 8, 3), np.uint8), stream=False)
+    camera = Camera(capture, "0", np.zeros((8, 8, 3), np.uint8), ("camera", "plug it in"))
     while capture.given < 10:
         time.sleep(0.001)
     time.sleep(0.05)
@@ -205,7 +216,11 @@ def test_frames_that_are_too_many_are_skipped_and_counted() -> None:
     ("source", "said"),
     [
         ("0", "the camera cannot be opened"),
-        ("no-such.avi", "there is no such camera or video file"),
+        ("1099511627776", "the camera cannot be opened"),
+        ("²", "the source cannot be opened"),
+        ("no-such.avi", "the source cannot be opened"),
+        ("img%03d.png", "the source cannot be opened"),
+        ("videotestsrc ! " + "no-such-element ! " * 20 + "appsink", "the source cannot be opened"),
         ("http://127.0.0.1:9/", "the stream cannot be opened"),
     ],
 )
@@ -274,6 +289,25 @@ def test_every_image_that_comes_is_answered_and_broken_ones_are_named_and_counte
     assert (last["summary"]["images"], last["summary"]["broken"], last["summary"]["ended"]) == (3, 1, "SIGINT")
 
 
+def test_a_watch_goes_on_with_its_own_bundle_when_another_is_put_in_its_place(tmp_path: Path) -> None:
+    folder, current = tmp_path / "in", tmp_path / "current"
+    folder.mkdir()
+    shutil.copytree(OLD, tmp_path / "first")
+    current.symlink_to("first")
+    with running("run", current, "--target", "onnx", "--watch", folder, "--json") as process:
+        assert next_line(process)["source"] == str(folder)
+        current.unlink()
+        shutil.rmtree(tmp_path / "first")  # before any image has come
+        images, predictor = pictures(4), Predictor.load(OLD, "onnx")
+        for number, image in enumerate(images):
+            write_whole(image, folder / f"{number}.png")
+        answers = {Path(a["image"]).stem: a["branch"] for a in (next_line(process) for _ in images)}
+        process.send_signal(signal.SIGTERM)
+        assert next_line(process)["summary"]["images"] == 4 and process.wait(20) == 0
+    assert answers == {str(n): predictor.predict(image).branch for n, image in enumerate(images)}
+    assert len(set(answers.values())) == 2, "one branch alone was asked"
+
+
 def test_an_image_that_is_not_read_is_told_a_person_on_stderr(tmp_path: Path) -> None:
     with running(*_OPTIONS, "--watch", tmp_path) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -327,18 +361,3 @@ def test_a_reader_that_has_seen_enough_of_a_stream_is_no_error(clip: Path) -> No
     done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_unit_for_systemd_in_the_docs_starts_what_there_is_and_stops_it_as_it_wants_to_be_stopped() -> None:
-    text = (ROOT / "docs/live.md").read_text()
-    unit = configparser.RawConfigParser()
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string(text.partition("```ini\n")[2].partition("```")[0])
-    service = unit["Service"]
-    program, *arguments = shlex.split(service["ExecStart"])
-    assert program.endswith("/bin/athe-export") and arguments[0] == "run"
-    taken = cli("run", "--help").out
-    assert all(a in taken for a in arguments if a.startswith("--"))
-    there = [OLD if a.startswith("/") else a for a in arguments]
-    assert cli(*there, "--target", "onnx", "--duration", 0).code in (0, 7)  # with and without a camera
-    assert service["Restart"] == "on-failure" and service.get("KillSignal", "SIGTERM") == "SIGTERM"

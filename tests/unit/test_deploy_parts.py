@@ -23,7 +23,7 @@ from athe_export.deploy.own_wheel import repacked
 from athe_export.deploy.preflight import PYTHON, Device, health_checks, read_device, resource_checks, system_checks
 from athe_export.deploy.refusals import device_failure, pip_said, ssh_failure
 from athe_export.deploy.verified import verified
-from athe_export.deploy.wheels import markers, missing_requirements, platforms
+from athe_export.deploy.wheels import markers, missing_requirements, platforms, unreachable
 from athe_export.errors import BundleIntegrityError, EnvironmentFailure, RemoteFailure, UsageError
 from tests.conftest import ROOT
 
@@ -163,6 +163,65 @@ def test_what_a_power_cut_left_is_removed_and_what_is_complete_is_kept(tmp_path:
     assert {p.name for p in (tmp_path / "athe").iterdir()} == {".athe-export", "versions", "venv-whole"}
 
 
+def test_a_runtime_that_another_deployment_has_completed_is_neither_installed_again_nor_removed(tmp_path: Path) -> None:
+    complete = tmp_path / "athe/venv-k/complete"
+    complete.parent.mkdir(parents=True)
+    complete.write_text("numpy==1.0\n")
+    (tmp_path / "athe/.athe-export").touch()
+    done = _ask(Path("athe"), "begin", "install\tk\t./wheels/none.whl", "packages\tnone", at=tmp_path)
+    assert done.returncode == 1 and done.stdout.count("TOKEN 0") == 3, done.stdout  # the last request fails
+    assert complete.read_text() == "numpy==1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "current", "answer", "left"),
+    [
+        (None, "used", "whole", True),
+        ("lib/a.so", "used", "TOKEN 13", True),
+        ("lib/a.so", "other", "absent", False),
+        ("digests", "other", "absent", False),
+        ("complete", "used", "absent", False),
+    ],
+)
+def test_a_runtime_is_held_against_what_was_installed_and_a_damaged_one_makes_room_unless_it_is_in_use(
+    tmp_path: Path, damage: str | None, current: str, answer: str, left: bool
+) -> None:
+    runtime = tmp_path / "athe/venv-used"
+    (runtime / "lib").mkdir(parents=True)
+    (runtime / "lib/a.so").write_text("an engine")
+    (runtime / "complete").write_text("engine==1.0\n")
+    with (runtime / "digests").open("w") as digests:
+        subprocess.run(["sha256sum", "./lib/a.so"], cwd=runtime, stdout=digests, check=True)
+    (tmp_path / "athe/.athe-export").touch()
+    (tmp_path / "athe/current").symlink_to(f"versions/0123-{current}")
+    (runtime / "lib/a.pyc").write_text("written as it runs")
+    if damage == "lib/a.so":
+        (runtime / damage).write_text("another")
+    elif damage:
+        (runtime / damage).unlink()
+    done = _ask(Path("athe"), "begin", "whole\tused", at=tmp_path)
+    assert answer in done.stdout.splitlines(), done.stdout
+    assert runtime.exists() is left
+
+
+def test_modules_that_lie_in_the_home_folder_are_not_taken_for_python_s_own(tmp_path: Path) -> None:
+    for name in ("platform", "struct", "json", "typer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')\n")
+    assert _facts(Path("athe"), tmp_path)["python"] and _facts(Path("athe"), tmp_path)["venv"] == "yes"
+    python = tmp_path / "athe/venv-k/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (python.parents[1] / "complete").touch()
+    (tmp_path / "athe/.athe-export").touch()
+    (tmp_path / "athe/versions").mkdir()
+    (tmp_path / "athe/versions/0123-k").symlink_to(ROOT / "tests/bundles/v1/tiny")
+    done = _ask(Path("athe"), "begin", "verify\tk\tversions/0123-k", "switch\t0123-k", at=tmp_path)
+    assert '"verdict": "pass"' in done.stdout, done.stdout
+    line = [tmp_path / "athe/athe-export", "--version"]
+    assert subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=True).stdout.startswith("athe-export ")
+
+
 def test_a_request_that_fails_ends_the_program_and_removes_what_arrived(tmp_path: Path) -> None:
     done = _ask(Path("athe"), "begin", "packages\tnone", "keep\tnew", at=tmp_path)
     assert done.returncode == 1 and done.stdout.count("TOKEN") == 3, "it went on after a failure"
@@ -172,6 +231,25 @@ def test_a_request_that_fails_ends_the_program_and_removes_what_arrived(tmp_path
 
 
 # words
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("WARNING: Retrying (Retry(total=0, connect=None, read=None, redirect=None, status=None)) after connection broken by "
+         "'NameResolutionError(\"HTTPSConnection(host='pypi.org', port=443): Failed to resolve 'pypi.org' ([Errno -2] Name or "
+         "service not known)\")': /simple/numpy/", True),
+        ("WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError('<HTTPSConnection>: Failed to "
+         "establish a new connection: [Errno 111] Connection refused')': /simple/numpy/", True),
+        ("Could not fetch URL https://pypi.org/simple/numpy/: There was a problem confirming the ssl certificate: [SSL: "
+         "CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate is not yet valid (_ssl.c:1006) - skipping", True),
+        ("Looking in indexes: https://pypi.org/simple, https://www.piwheels.org/simple", False),
+    ],
+    ids=["no name", "no connection", "no certificate", "a wheel is missing"],
+)  # fmt: skip
+def test_an_index_that_pip_does_not_reach_is_told_from_one_without_a_wheel(said: str, expected: bool) -> None:
+    missing = "ERROR: Could not find a version that satisfies the requirement numpy (from versions: none)"
+    assert unreachable(f"{said}\n{missing}") is expected
 
 
 def test_words_of_ssh_that_are_not_known_are_passed_on() -> None:

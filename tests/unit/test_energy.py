@@ -119,6 +119,13 @@ def test_a_log_that_begins_too_late_or_ends_too_early_does_not_cover_the_run(tim
     assert "does not cover the run: it ends 4" in early.what and isinstance(early, LogTooShort)
 
 
+def test_a_log_that_has_only_begun_may_become_whole(timeline: Timeline) -> None:
+    times, watts = samples(Device(), Meter(), timeline)
+    for count in (2, 50):
+        early = refusal(as_log(times[:count], watts[:count]), timeline)
+        assert isinstance(early, LogTooShort) and "does not cover the run: it is" in early.what
+
+
 def test_a_log_with_too_few_samples_is_too_coarse(timeline: Timeline, tmp_path: Path) -> None:
     said = refusal(logged(tmp_path, timeline, meter=Meter(hertz=1)), timeline).what
     assert "too coarse: a sample every 1.00 s" in said and "every 0.5 s" in said

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pi.baseline import GROWTH, compare, read_baseline, write_baseline
-from pi.check_bundle import BIT_EQUAL, FP32, broken, has_vnni
+from pi.check_bundle import BIT_EQUAL, FP32, asked_of, broken, has_vnni
 from pi.count_instructions import counted, hold_against, last_mark, subjects_of
 from pi.land import died
 from pi.measure_install import LIMIT, measure
@@ -117,6 +117,14 @@ def test_what_is_neither_a_graph_nor_a_bundle_ends_with_2(tmp_path: Path) -> Non
     assert child.returncode == 2 and "neither a bundle nor" in child.stderr
 
 
+def test_one_run_is_not_held_against_a_baseline_since_it_cannot_show_that_it_repeats(tmp_path: Path) -> None:
+    bundle = ROOT / "tests" / "bundles" / "v1" / "tiny"
+    for options in (["--runs", "1", "--baseline", PI / "instructions.json"], ["--runs", "0"]):
+        line = [sys.executable, PI / "count_instructions.py", tmp_path, bundle, *options]
+        child = subprocess.run(line, capture_output=True, text=True)
+        assert child.returncode == 2 and "--runs counts from" in child.stderr
+
+
 def test_a_folder_that_is_no_user_land_is_said_to_be_not_run(tmp_path: Path) -> None:
     graph = ROOT / "tests" / "bundles" / "v1" / "tiny" / "onnx" / "simple.int8.onnx"
     child = subprocess.run([sys.executable, PI / "count_instructions.py", tmp_path, graph], capture_output=True, text=True)
@@ -156,8 +164,27 @@ def test_fp32_may_differ_by_1e_5_and_no_more() -> None:
 def test_an_int8_graph_that_was_equal_bit_for_bit_must_stay_so_and_another_need_not() -> None:
     off = golden("int8", 1e-7)
     assert broken([off], ()) == []
-    assert len(broken([off], BIT_EQUAL["quickstart"])) == 1
-    assert broken([golden("int8", 0)], BIT_EQUAL["quickstart"]) == []
+    assert len(broken([off], ("onnx simple int8",))) == 1
+    assert broken([golden("int8", 0)], ("onnx simple int8",)) == []
+
+
+def test_a_graph_that_must_be_equal_bit_for_bit_and_was_not_run_is_broken() -> None:
+    (line,) = broken([golden("int8", 0)], ("onnx simple int8", "onnx complex int8"))
+    assert "onnx complex int8" in line and "has not run it" in line
+
+
+def test_bit_equality_is_asked_for_by_the_name_in_the_manifest_and_what_is_not_asked_is_said() -> None:
+    both = BIT_EQUAL["quickstart"]
+    assert asked_of("quickstart", ["onnx", "litert"], vnni=True) == (both, None)
+    assert asked_of("quickstart", ["litert"], vnni=True) == (("litert simple int8",), None)
+    equal, why = asked_of("quickstart", ["litert"], vnni=False)
+    assert equal == () and "VNNI" in why
+    assert asked_of("tiny", ["onnx"], vnni=False) == (BIT_EQUAL["tiny"], None)
+    for name, targets in (("another", ["onnx"]), ("tiny", ["litert"])):
+        equal, why = asked_of(name, targets, vnni=True)
+        assert equal == () and name in why
+    manifest = json.loads((ROOT / "tests/bundles/v1/tiny/manifest.json").read_text())
+    assert manifest["name"] in BIT_EQUAL
 
 
 def test_what_verify_does_not_pass_is_broken_whatever_it_is() -> None:
@@ -214,12 +241,24 @@ def test_what_does_not_belong_into_a_thin_install_is_named(tmp_path: Path, name:
     assert any(said in line for line in measure(tmp_path)[2])
 
 
+def test_torch_is_said_to_be_absent_only_where_it_is_and_bytecode_is_counted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "typer-0.28.0-py3-none-any.whl", "w") as file:
+        file.writestr("a.py", "x = 'a' * 3\n" * 20_000)
+    line = [sys.executable, PI / "measure_install.py", tmp_path]
+    shown = subprocess.run(line, capture_output=True, text=True)
+    assert shown.returncode == 0 and "no torch" in shown.stdout and "a.py 0.2 MB" in shown.stdout
+    assert "0.0 MB of bytecode" not in shown.stdout and "MB of bytecode" in shown.stdout
+    wheel(tmp_path, "torch-2.13.0-cp311-cp311-manylinux_2_28_aarch64.whl")
+    shown = subprocess.run(line, capture_output=True, text=True)
+    assert shown.returncode == 3 and "no torch" not in shown.stdout
+
+
 def test_a_thin_install_over_the_limit_is_said_to_be(tmp_path: Path) -> None:
     wheel(tmp_path, "numpy-2.4.6-cp311-cp311-manylinux_2_28_aarch64.whl", LIMIT + 1)
     assert any("150 are allowed" in line for line in measure(tmp_path)[2])
 
 
-@pytest.mark.parametrize("name", ["count_instructions", "check_bundle"])
+@pytest.mark.parametrize("name", ["count_instructions", "check_bundle", "collect_wheels"])
 def test_a_script_shows_its_help_with_an_example(name: str) -> None:
     shown = subprocess.run([sys.executable, PI / f"{name}.py", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and f"python scripts/pi/{name}.py" in shown.stdout

@@ -112,9 +112,12 @@ def test_the_resolution_is_that_of_volts_and_amperes_together(tmp_path: Path) ->
         ("Time[S],Volt[V],Current[A]\n0,5,1\n9,5,1\n3,5,1\n", "the time goes back by 6.0 s in line 4"),
         ("Time[S],Volt[V],Current[A]\n0,5,1\n90000,5,1\n", "longer than a day"),
         ("PK\3\4\0\0", "not text"),
+        ("x" * 200_000 + ",1\n", "format is not known; it begins: xxx"),
+        ("Time[S],Volt[V],Current[A]\n0,5,1\n" + 3 * ('"' + "1" * 200_000 + '",5,1\n'), "3 of 4 lines have no number"),
     ],
-    ids=["unknown", "empty", "blank", "a header alone", "no numbers", "two recordings", "a week", "a spreadsheet"],
-)
+    ids=["unknown", "empty", "blank", "a header alone", "no numbers", "two recordings", "a week", "a spreadsheet", "one long line",
+         "long cells"],
+)  # fmt: skip
 def test_a_log_that_cannot_be_read_is_refused_with_the_reason(content: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(PowerLogError) as caught:
         read_power_log(write(tmp_path, content))

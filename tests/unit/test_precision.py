@@ -27,7 +27,7 @@ from athe_export.precision.subject import LEAST_DB, Clock, Distance, Subject, di
 from athe_export.precision.trial import Bench, Limits
 from athe_export.preprocessing import Preprocessing, Tensor
 from athe_export.recipe import LitertQuantizeSpec, OnnxQuantizeSpec, load_recipe
-from athe_export.runtime.predictor import ENGINES, Session
+from athe_export.runtime.engines import ENGINES, Session
 from athe_export.targets.litert.export import export as litert_export
 from athe_export.targets.litert.graph import LitertGraph
 from athe_export.targets.litert.quantize import quantize as litert_quantize
