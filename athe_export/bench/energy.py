@@ -18,8 +18,8 @@ import numpy as np
 from athe_export.bench.alignment import Alignment
 from athe_export.bench.load_pattern import RowName, Timeline
 from athe_export.bench.power_log import PowerLog, Values
+from athe_export.bench.student import mean_margin
 from athe_export.errors import PowerLogError
-from athe_export.parity.statistics import mean_margin
 
 _NORMAL = 1.96
 _LEAST_SAMPLES = 2  # of load, and of idle at either side

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from athe_export.parity.statistics import mean_margin, paired_difference, proportion
+from athe_export.bench.student import mean_margin
+from athe_export.parity.statistics import paired_difference, proportion
 
 _Z = 1.959964
 _ONE_SIDED = 0.975  # two such bounds make an interval of 95%
@@ -29,7 +30,7 @@ class Estimate:
 
 
 def mean_of_runs(values: Sequence[float]) -> Estimate:
-    """Mean over runs, with Student's interval (`parity.statistics.mean_margin`).
+    """Mean over runs, with Student's interval (`bench.student.mean_margin`).
 
     Raises:
         ValueError: less than two values.

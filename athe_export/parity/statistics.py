@@ -1,17 +1,15 @@
-"""The few statistics the gate stands on: four intervals, one exact test, and how many images a decision takes."""
+"""The few statistics the gate stands on: three intervals, one exact test, and how many images a decision takes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-# 97.5% quantiles of Student's t of 1 to 10 degrees of freedom
-_T = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139)
 MOST_IMAGES = 10**9  # an estimate that so many images would not decide lies on its limit
 
 
@@ -40,18 +38,6 @@ def paired_difference(lost: float, won: float, images: float, confidence: float)
     variance = ((lost + won + 1) / total - difference**2) / total
     margin = NormalDist().inv_cdf(confidence) * math.sqrt(variance)
     return Interval(max(-1.0, difference - margin), min(1.0, difference + margin))
-
-
-def mean_margin(values: Sequence[float]) -> float:
-    """Half of the 95% interval around the mean of a few measurements (Gosset, The probable error of a mean, Biometrika 6,
-    1908). From 12 values on it is that of 11, which is wider.
-
-    Raises:
-        ValueError: less than two values.
-    """
-    if len(values) < 2:
-        raise ValueError(f"an interval takes 2 values or more, not {len(values)}")
-    return _T[min(len(values) - 1, len(_T)) - 1] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def proportion(hits: float, images: float, confidence: float) -> Interval:

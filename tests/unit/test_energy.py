@@ -20,6 +20,7 @@ from athe_export.bench.join import joined, patiently
 from athe_export.bench.load_pattern import BARKER, Timeline, timeline_from
 from athe_export.bench.power_log import PowerLog, read_power_log
 from athe_export.bench.run import BenchReport
+from athe_export.bench.student import mean_margin
 from athe_export.errors import PowerLogError, UsageError
 from tests.power_example import COMPLEX, PLAN, SIMPLE, Device, Meter, Values, run, samples, write_log
 
@@ -199,6 +200,19 @@ def test_a_meter_of_few_digits_widens_the_interval_so_that_it_holds_the_truth() 
     for row, truth in device.joules.items():
         assert coarse[row].upper - coarse[row].lower > 3 * (fine[row].upper - fine[row].lower)
         assert coarse[row].lower <= truth <= coarse[row].upper
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 11, 20])
+def test_a_mean_has_scipys_interval_and_of_many_values_a_wider_one(count: int) -> None:
+    values = np.random.RandomState(1).normal(3, 2, count)
+    low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
+    own = mean_margin(list(values))
+    assert own == pytest.approx((high - low) / 2, rel=1e-6) if count <= 11 else own > (high - low) / 2
+
+
+def test_a_single_value_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="2 values"):
+        mean_margin([1.0])
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------

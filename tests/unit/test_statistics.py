@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
@@ -15,7 +14,6 @@ from athe_export.parity.statistics import (
     Interval,
     images_needed,
     mcnemar,
-    mean_margin,
     paired_difference,
     proportion,
     smallest_drop,
@@ -134,19 +132,6 @@ def test_a_share_has_statsmodels_bounds(hits: int, images: int, confidence: floa
     expected = proportion_confint(hits, images, alpha=2 * (1 - confidence), method="wilson")
     found = proportion(hits, images, confidence)
     assert (found.lower, found.upper) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("count", [2, 3, 5, 8, 11, 20])
-def test_a_mean_has_scipys_interval_and_of_many_values_a_wider_one(count: int) -> None:
-    values = np.random.RandomState(1).normal(3, 2, count)
-    low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
-    own = mean_margin(list(values))
-    assert own == pytest.approx((high - low) / 2, rel=1e-6) if count <= 11 else own > (high - low) / 2
-
-
-def test_a_single_value_has_no_interval() -> None:
-    with pytest.raises(ValueError, match="2 values"):
-        mean_margin([1.0])
 
 
 @pytest.mark.parametrize(("lost", "won", "images"), [(0, 0, 300), (5, 2, 98), (30, 12, 800), (210, 190, 10_000)])
