@@ -36,6 +36,9 @@ import numpy as np
 from baseline import Counts, compare, read_baseline, write_baseline
 from land import Land, died, open_land, stop
 
+from athe_export.bundle.reader import open_bundle
+from athe_export.errors import BundleIntegrityError
+
 RUN_GRAPH = Path(__file__).with_name("run_graph.py")
 ROUTED_IMAGE = Path(__file__).with_name("routed_image.py")
 CLASSES = ("int_mul", "int_simd", "float", "load_store", "branch", "other")
@@ -45,22 +48,29 @@ TARGETS = {".onnx": "onnx", ".tflite": "litert"}
 
 @dataclass(frozen=True)
 class Subject:
-    """What is counted: a graph file, or a branch of a bundle for one routed image."""
+    """What is counted: a graph file, or a branch of a bundle for one routed image; `content` is a bundle's whole graph."""
 
     name: str
     target: str
     file: Path
     branch: str | None = None
+    content: bytes | None = None
 
     def command(self, folder: Path, output: Path, seed: int) -> list[object]:
         """Script and arguments; the inputs of a graph are drawn once, into the folder."""
         if self.branch is not None:
             return [ROUTED_IMAGE, self.file, self.target, self.branch, output]
-        return [RUN_GRAPH, self.file, folder / "inputs.npz", output, "--seed", seed]
+        graph = self.file
+        if self.content is not None:
+            graph = folder / f"graph{self.file.suffix}"
+            graph.write_bytes(self.content)
+        return [RUN_GRAPH, graph, folder / "inputs.npz", output, "--seed", seed]
 
     @property
     def bytes(self) -> int | None:
-        return None if self.branch else self.file.stat().st_size
+        if self.branch:
+            return None
+        return self.file.stat().st_size if self.content is None else len(self.content)
 
 
 def subjects_of(path: Path) -> list[Subject]:
@@ -69,13 +79,15 @@ def subjects_of(path: Path) -> list[Subject]:
     if path.suffix in TARGETS and path.is_file():
         return [Subject(path.name, TARGETS[path.suffix], path)]
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError):
-        stop(2, f"{path} is neither a bundle nor a file that ends in .onnx or .tflite")
-    graphs = manifest["graphs"]
-    found = [Subject(f"{g['role']} {g['precision']}", g["target"], path / g["file"]) for g in graphs]
-    targets = dict.fromkeys(g["target"] for g in graphs)
-    branches = [b["name"] for b in manifest["branches"]] if manifest["router"] else []
+        bundle = open_bundle(path)
+    except BundleIntegrityError as err:
+        stop(2, f"{path} is neither a bundle nor a file that ends in .onnx or .tflite: {err.what}")
+    graphs = bundle.manifest.graphs
+    found = [  # put together here, where a bundle holds a part of one
+        Subject(f"{g.role} {g.precision}", g.target, path / g.file, content=bundle.graph(g)) for g in graphs
+    ]
+    targets = dict.fromkeys(g.target for g in graphs)
+    branches = [b.name for b in bundle.manifest.branches] if bundle.manifest.router else []
     return found + [Subject(f"routed {b}", t, path, b) for t in targets for b in branches]
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from count_instructions import subjects_of
 from PIL import Image
 
 from athe_export.bundle.reader import open_bundle
 from athe_export.data.shapes import Shapes
+from athe_export.runtime.engines import ENGINES
 from athe_export.runtime.predictor import Predictor, open_session, preprocessing_of
 from athe_export.runtime.routing import RouterPolicy, match_policy
 from athe_export.targets.litert.graph import LitertGraph, pack, unpack
@@ -38,6 +40,16 @@ def test_both_targets_are_built_in_both_precisions_and_verified_graph_by_graph(b
     assert {(g["target"], g["role"], g["precision"]) for g in golden} == GRAPHS and len(golden) == len(GRAPHS)
     assert all(g["passed"] and g["bit_equal"] and g["same_top1"] for g in golden)
     assert (found.document["not_run"], found.document["gate_at_build"]) == ([], "pass")
+
+
+def test_instructions_are_counted_of_whole_graphs_where_a_bundle_holds_parts(built_both: Path) -> None:
+    manifest = open_bundle(built_both).manifest
+    assert any(graph.borrows for graph in manifest.graphs)
+    sizes = {(g.target, f"{g.role} {g.precision}"): g.whole_bytes for g in manifest.graphs}
+    counted = {(s.target, s.name): s.content for s in subjects_of(built_both) if s.branch is None}
+    assert {key: len(content or b"") for key, content in counted.items()} == sizes
+    for (target, _), content in counted.items():
+        ENGINES[target](content)  # opens
 
 
 def test_inspect_says_of_every_tflite_graph_what_xnnpack_takes_and_of_every_graph_what_is_int8(built_both: Path) -> None:
