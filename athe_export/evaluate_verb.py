@@ -117,8 +117,7 @@ def missed_error(found: Evaluation, folder: Path) -> AtheExportError | None:
     """What ends an evaluation whose report is written and which is not whole; None where nothing is missing.
 
     A gate that failed outranks a recipe that could not be built, that one a power log that was refused, and that one a gate
-    that cannot decide. With `--quick`
-    small gates are expected not to decide.
+    that cannot decide. With `--quick` small gates are expected not to decide.
     """
     document: dict[str, Any] = dict(found.document)
     verdicts = {r["name"]: r["verdict"] for r in document["recipes"]}

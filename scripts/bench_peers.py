@@ -37,7 +37,7 @@ from athe_export.recipe import load_recipe
 from athe_export.stages import StageTimer
 
 QUICK = Plan(rounds=12, slice_s=0.02, warm_up=2)
-FULL = Plan(rounds=30, slice_s=0.1)  # a row of 100 ms has 30 queries then, and all rows together take a quarter of an hour
+FULL = Plan(rounds=30, slice_s=0.1)  # a row of 100 ms has 30 queries then
 IMAGES = {True: (100, 16), False: (400, 64)}  # quick or not: test images, calibration images a graph
 
 

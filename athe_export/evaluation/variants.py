@@ -82,7 +82,7 @@ def quick_variant(file: RecipeFile, plan: EvaluationPlan, folder: Path) -> Recip
     quantize = made.setdefault("quantize", {})
     for key in ("sensitivity", "auto"):
         quantize.pop(key, None)
-    if quantize.get("calibrator") in ("auto", "mse"):  # a search in either; ends that lie further out are the quick ones
+    if quantize.get("calibrator") in ("auto", "mse"):  # both search, an image or a histogram at a time
         quantize["calibrator"] = "min_max"
     if recipe.router is not None and plan.fit_images:
         content["router"]["fit_images"] = min(recipe.router.fit_images or plan.fit_images, plan.fit_images)

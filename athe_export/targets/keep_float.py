@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from athe_export.errors import RecipeError
 from athe_export.recipe import Targets
@@ -40,11 +40,16 @@ def require_layers(targets: Targets, layers: Mapping[str, tuple[str, ...]]) -> N
                     where=f"targets.{target}.quantize.keep_float",
                     remedy="shorten the list, or ask for precisions: [fp32]",
                 )
-        lists = {"keep_float": spec.quantize.keep_float, "dynamic": getattr(spec.quantize, "dynamic", ())}
-        for key, glob in ((key, glob) for key, globs in lists.items() for glob in globs):
-            if not matching(names, (glob,)):
-                raise RecipeError(
-                    f"{key} {glob!r} matches no layer of any branch, nor of the router",
-                    where=f"targets.{target}.quantize.{key}",
-                    remedy="layers are: " + ", ".join(names[:12]) + " …",
-                )
+        _require_match("keep_float", spec.quantize.keep_float, names, target, "of any branch, nor of the router")
+        of_branches = sorted({name for role, own in layers.items() if role != "router" for name in own})
+        _require_match("dynamic", getattr(spec.quantize, "dynamic", ()), of_branches, target, "of any branch")
+
+
+def _require_match(key: str, globs: Iterable[str], names: Sequence[str], target: str, of: str) -> None:
+    for glob in globs:
+        if not matching(names, (glob,)):
+            raise RecipeError(
+                f"{key} {glob!r} matches no layer {of}",
+                where=f"targets.{target}.quantize.{key}",
+                remedy="layers are: " + ", ".join(names[:12]) + " …",
+            )

@@ -159,7 +159,8 @@ def test_dynamic_layers_give_float_while_all_others_stay_static(
 
 
 def test_a_router_is_static_whatever_the_branches_scheme(litert_graphs: Graphs, real_pixels: tuple[Pixels, ...]) -> None:
-    assert quantize(litert_graphs["router"], DYNAMIC, real_pixels).float_ops == ()
+    for spec in (DYNAMIC, LitertQuantizeSpec(dynamic=("*",))):
+        assert quantize(litert_graphs["router"], spec, real_pixels).float_ops == ()
 
 
 # what stays float
@@ -203,10 +204,12 @@ def test_a_glob_of_no_layer_is_refused_and_layers_are_named(tiny_sources: Source
     assert "blocks.0.attn.proj" in caught.value.remedy
 
 
-def test_a_glob_of_no_dynamic_layer_is_refused_under_its_own_key(tiny_sources: Sources) -> None:
+@pytest.mark.parametrize("glob", ["blocks.9.*", "router.*"])
+def test_a_glob_of_no_dynamic_layer_is_refused_under_its_own_key(tiny_sources: Sources, glob: str) -> None:
+    """A router is static in every op, so that none of its layers can be dynamic."""
     layers = {role: source.layers for role, source in tiny_sources.items()}
-    targets = Targets(litert=LitertTarget(("int8",), LitertQuantizeSpec(dynamic=("head", "blocks.9.*"))))
-    with pytest.raises(RecipeError, match=r"dynamic 'blocks\.9\.\*' matches no layer") as caught:
+    targets = Targets(litert=LitertTarget(("int8",), LitertQuantizeSpec(dynamic=("head", glob))))
+    with pytest.raises(RecipeError, match=re.escape(f"dynamic {glob!r} matches no layer of any branch")) as caught:
         require_layers(targets, layers)
     assert caught.value.where == "targets.litert.quantize.dynamic"
 

@@ -69,6 +69,7 @@ def quantize(graph: LitertGraph, spec: LitertQuantizeSpec, images: Iterable[Grap
     quantized = LitertGraph(graph.role, "int8", without_round_trips(bytes(result.quantized_model)))
     require_static(quantized, f"quantization of {graph.role}")
     _require_coverage(graph, quantized, keep)
+    _require_dynamic(quantized, spec)
     require_delegation(graph, quantized)
     return quantized
 
@@ -195,6 +196,15 @@ class _Histograms:
             low, high = mse_range(values) if spec.calibrator == "mse" else percentile_range(values, spec.percentile)
             found[name] = {"min": np.full_like(ends["min"], low), "max": np.full_like(ends["max"], high)}
         return found
+
+
+def _require_dynamic(after: LitertGraph, spec: LitertQuantizeSpec) -> None:
+    """An int8 layer of a branch gives float where it was asked to be dynamic, whatever its neighbours are."""
+    if after.role == "router":
+        return
+    given = {op.name: op.outputs[0].dtype for op in after.ops if op.has_weight and op.is_int8}
+    if static := [name for name in matching(given, spec.dynamic) if given[name] != "float32"]:
+        raise ExportError(f"layers became static that were asked to be dynamic: {', '.join(static[:8])}", where=after.role)
 
 
 def _require_coverage(before: LitertGraph, after: LitertGraph, keep: list[str]) -> None:
