@@ -27,14 +27,16 @@ class Job:
 
 LITERT_JOB = "run and verify bundles with LiteRT"
 CAMERA_JOB = "classify camera frames"
+READ_JOB = "read recipes"
 _ONNX_BUILD = ("onnx", "onnxruntime", "onnxsim", "onnxscript")
 _LITERT_BUILD = ("litert_torch", "litert_converter", "torchao", "ai_edge_litert", "ai_edge_quantizer", "flatbuffers")
 JOBS = (
     Job(LITERT_JOB, ("ai_edge_litert|tflite_runtime",), "litert"),
     Job("run and verify bundles with ONNX Runtime", ("onnxruntime",), "onnx"),
     Job(CAMERA_JOB, ("cv2",), "camera"),
-    Job("build bundles", (*_ONNX_BUILD, *_LITERT_BUILD, "torch", "safetensors", "filelock"), "build"),
-    Job("train checkpoints", ("torch", "safetensors"), "build"),
+    Job(READ_JOB, ("yaml",), "build"),
+    Job("build bundles", (*_ONNX_BUILD, *_LITERT_BUILD, "torch", "safetensors", "filelock", "yaml"), "build"),
+    Job("train checkpoints", ("torch", "safetensors", "yaml"), "build"),
 )
 _DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python-headless"}
 

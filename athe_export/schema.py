@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import yaml
+from athe_export.dependencies import READ_JOB, require
+
+require(READ_JOB)  # the extras of a device leave it out: nothing there reads YAML
+import yaml  # noqa: E402
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from athe_export.errors import EnvironmentFailure, UsageError
-from athe_export.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from athe_export.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ def copy_recipe(name: str, folder: Path) -> Copied:
 
     Raises:
         UsageError: no such recipe.
+        MissingDependency: without PyYAML.
         EnvironmentFailure: a file is there already; nothing is written then.
     """
+    from athe_export.recipe import load_recipe  # needs PyYAML, which listing goes without
+
     recipes = {r.name: r for r in shipped_recipes()}
     if name not in recipes:
         raise UsageError(f"there is no shipped recipe {name!r}", remedy="choose one of: " + ", ".join(recipes))

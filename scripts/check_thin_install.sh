@@ -65,9 +65,8 @@ PY
     XDG_CACHE_HOME="$work/cache-$extra" "$extra/bin/athe-export" tune bundle
     refused "pip install \"athe-export[$other]\"" "$extra/bin/athe-export" run bundle photo.jpg --target "$other"
     "$extra/bin/athe-export" recipes list
-    "$extra/bin/athe-export" recipes copy quickstart "copied-$extra"
-    "$extra/bin/python" -m athe_export.data.make_calibration shapes 32 "$extra.yaml"
-    refused 'pip install "athe-export[build]"' "$extra/bin/athe-export" build "copied-$extra/recipes/quickstart.yaml"
+    refused 'pip install "athe-export[build]"' "$extra/bin/athe-export" recipes copy quickstart "copied-$extra"
+    refused 'pip install "athe-export[build]"' "$extra/bin/athe-export" build quickstart.yaml
 }
 
 thin litert ai_edge_litert onnx onnxruntime

@@ -3,8 +3,8 @@
 python scripts/pi/measure_install.py WHEELS
 
 WHEELS is a folder of wheels, all that `LAND/pip download -d WHEELS REQUIREMENT` brings, LAND from scripts/pi/setup.sh. MB
-are 10^6 bytes, MiB 2^20. Ends with 3 where something in there has to be compiled, belongs to the build extra, or the files
-exceed 150 MiB. Bytecode is not in that figure: pip writes it for every file unless told --no-compile, as deploy tells it;
+are 10^6 bytes. Ends with 3 where something in there has to be compiled, belongs to the build extra, or the files
+exceed 150 MB. Bytecode is not in that figure: pip writes it for every file unless told --no-compile, as deploy tells it;
 then Python writes it for what it imports. What that of every file takes is printed too, as the Python that runs this
 compiles it.
 """
@@ -18,7 +18,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-LIMIT = 150 * 2**20
+LIMIT = 150_000_000
 BUILD_ONLY = (
     "torch",
     "onnx",
@@ -56,7 +56,7 @@ def measure(folder: Path) -> tuple[int, dict[str, int], list[str]]:
     wrong += [f"{p.name} is built for another processor" for p in found if not re.search(r"(aarch64|any)\.whl$", p.name)]
     wrong += [f"{name} belongs to the build extra" for name in sizes if name in BUILD_ONLY]
     if sum(sizes.values()) > LIMIT:
-        wrong.append(f"the files take {sum(sizes.values()) / 2**20:.1f} MiB, {LIMIT // 2**20} are allowed")
+        wrong.append(f"the files take {sum(sizes.values()) / 1e6:.1f} MB, {LIMIT // 10**6} are allowed")
     return sum(p.stat().st_size for p in found), sizes, wrong
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:5]
     python = ".".join(map(str, sys.version_info[:2]))
     print(f"  {len(sizes)} wheels, {downloaded / 1e6:.1f} MB to download")
-    print(f"  {files / 1e6:.1f} MB ({files / 2**20:.1f} MiB) of files")
+    print(f"  {files / 1e6:.1f} MB of files")
     print("  of which " + ", ".join(f"{name} {size / 1e6:.1f}" for name, size in largest) + " MB, and small ones")
     print("  largest files: " + ", ".join(f"{name} {size / 1e6:.1f}" for size, name in single) + " MB")
     compiled = sum(map(bytecode, wheels))

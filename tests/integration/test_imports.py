@@ -16,6 +16,7 @@ BUILD_ONLY = (
     *("torch", "torchao", "onnx", "onnxsim", "onnxscript", "onnx_ir", "safetensors", "filelock"),
     *("litert_torch", "litert_converter", "ai_edge_quantizer", "flatbuffers", "jax"),
 )
+NOT_ON_A_DEVICE = (*BUILD_ONLY, "yaml")
 INTERFACE = ("typer", "rich", "yaml", "platformdirs")
 
 
@@ -81,7 +82,7 @@ print(Predictor.load({str(built)!r}).predict({str(photo)!r}).label)
 @pytest.mark.parametrize("verb", ["verify", "inspect", "run"])
 def test_without_the_build_extra_the_device_verbs_work(built: Path, photo: Path, verb: str) -> None:
     arguments = [verb, built, *([photo] if verb == "run" else []), "--json"]
-    here, there = command(*arguments), command(*arguments, blocked=BUILD_ONLY)
+    here, there = command(*arguments), command(*arguments, blocked=NOT_ON_A_DEVICE)
     assert (here.code, there.code) == (0, 0), there.err
     assert _without_times(there) == _without_times(here)
 
@@ -103,6 +104,18 @@ def test_without_torch_a_build_says_what_to_install_and_writes_nothing(tiny: Cal
 
 def test_without_torch_a_dry_run_still_shows_the_plan(tiny: Callable[..., Path]) -> None:
     assert command("build", tiny(), "--dry-run", "--json", blocked=BUILD_ONLY).document["gated"] is True
+
+
+@pytest.mark.parametrize("words", ["build x.yaml", "train x.yaml", "evaluate x.yaml", "recipes copy quickstart", "schema"])
+def test_without_yaml_what_reads_recipes_says_what_to_install(words: str, tmp_path: Path) -> None:
+    shown = command(*words.split(), blocked=["yaml"], cwd=tmp_path)
+    require_one_message(shown, 6)
+    assert "to read recipes" in shown.err and 'pip install "athe-export[build]"' in shown.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_yaml_recipes_are_listed_all_the_same() -> None:
+    assert command("recipes", "list", "--json", blocked=["yaml"]).document == command("recipes", "list", "--json").document
 
 
 def test_without_onnxruntime_run_says_what_to_install(built: Path, photo: Path) -> None:

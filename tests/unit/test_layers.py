@@ -13,7 +13,8 @@ PACKAGE = ROOT / "athe_export"
 # what each part may import of the project, besides itself
 ALLOWED = {
     "errors": set(),
-    "schema": set(),
+    "dependencies": {"errors"},
+    "schema": {"dependencies"},
     "preprocessing": {"errors"},
     "bundle": {"errors"},
     "runtime": {"errors", "preprocessing", "bundle", "dependencies"},
