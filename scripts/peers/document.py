@@ -14,7 +14,7 @@ from athe_export.bench.rows import PRECISIONS
 from peers.measure import REFERENCE, Measured
 from peers.ours import ENGINES, target_of
 from peers.peer import DENSE, OURS, RATES, ROUTED_SIMPLE, ROUTER, Job, Row
-from peers.rates import Shape, shape_of
+from peers.rates import AS_TRAINED, DEPLOYED, Rates, Shape, seconds, shape_of
 
 Json = dict[str, Any]
 _SIDES = ("image", "graph")  # parts of a query that ratios are made of: pixels to answer, and the graph alone
@@ -68,7 +68,8 @@ def _row(measured: Measured, job: Job, row: Row, fastest: Row | None, floors: li
         found[f"{side}_ms"] = None if series is None else 1e3 * typical(series.of_part(side))
         for name, other in (("vs_torch_eager_dense", eager), ("vs_own_dense", own), ("vs_fastest_dense_int8", fastest)):
             found[f"{side}_{name}"] = _ratio(measured.series.get(other) if other else None, series, side)
-    floor = next((f["floor_ms"] for f in floors if (f["graph"], f["precision"]) == (row.graph, row.precision)), None)
+    of = (row.graph, DEPLOYED if row.family == OURS else AS_TRAINED, row.precision)
+    floor = next((f["floor_ms"] for f in floors if (f["graph"], f["form"], f["precision"]) == of), None)
     share = None if floor is None or found["graph_ms"] is None else floor / found["graph_ms"]
     return found | {"share_of_floor": share, **_answered(measured, job, row), "not_measured": measured.not_measured.get(row)}
 
@@ -106,23 +107,24 @@ def _rates(measured: Measured) -> list[Json]:
 
 
 def _floors(measured: Measured) -> list[Json]:
-    """Of every graph in both precisions, at the best rate of any engine for each shape; empty where a rate is missing."""
+    """Of every graph and form in both precisions, at the best rate of any engine for each shape; empty without rates."""
     best = _best_rates(measured)
     found = []
-    for graph, work in measured.work.items():
+    for (graph, form), work in measured.work.items():
         for precision in PRECISIONS:
-            made = {"graph": graph, "precision": precision, "mmacs_layers": work.weighted / 1e6,
-                    "mmacs_attention": work.attention / 1e6}  # fmt: skip
+            layers, attention = (sum(products.values()) for products in (work.layers, work.attention))
+            made = {"graph": graph, "form": form, "precision": precision, "mmacs_layers": layers / 1e6,
+                    "mmacs_attention": attention / 1e6}  # fmt: skip
             rates = dict.fromkeys(("gflops_layers", "gflops_attention", "floor_ms"))
             if (precision, None) in best and ("fp32", None) in best:
-                layers, attention = work.layers_floor(precision, best), best["fp32", None]
-                rates = {"gflops_layers": 2e-9 * work.weighted / layers, "gflops_attention": 2e-9 * attention,
-                         "floor_ms": 1e3 * (layers + work.attention / attention)}  # fmt: skip
+                in_layers, in_attention = seconds(work.layers, precision, best), seconds(work.attention, "fp32", best)
+                rates = {"gflops_layers": 2e-9 * layers / in_layers, "gflops_attention": 2e-9 * attention / in_attention,
+                         "floor_ms": 1e3 * (in_layers + in_attention)}  # fmt: skip
             found.append(made | rates)
     return found
 
 
-def _best_rates(measured: Measured) -> dict[tuple[str, Shape | None], float]:
+def _best_rates(measured: Measured) -> Rates:
     """Multiply-accumulates a second of the fastest engine, by precision and shape, and under None of all shapes."""
     best: dict[tuple[str, Shape | None], float] = {}
     for rate in (r for r in _rates(measured) if r["gflops"]):
@@ -157,10 +159,10 @@ def goals(found: Mapping[str, Any]) -> dict[str, float | None]:
                 value = row.get(f"{side}_{name}")
                 said[f"{system}: routed simple {name}, {side}"] = value and value["value"]
     runtime = next((r for r in found["rows"] if (r["peer"], r["graph"]) == ("ONNX Runtime fp32", DENSE)), {})
-    times = [of("ONNX Runtime", p, ROUTED_SIMPLE).get("image_ms") for p in ("int8", "fp32")]
-    best = min((t for t in times if t), default=None)
-    dense = runtime.get("image_ms")
-    said["ONNX target: routed simple vs ONNX Runtime's dense fp32, image"] = dense / best if best and dense else None
+    for side in _SIDES:
+        times = [of("ONNX Runtime", p, ROUTED_SIMPLE).get(f"{side}_ms") for p in ("int8", "fp32")]
+        best, dense = min((t for t in times if t), default=None), runtime.get(f"{side}_ms")
+        said[f"ONNX target: routed simple vs ONNX Runtime's dense fp32, {side}"] = dense / best if best and dense else None
     for graph in found["graphs"]:
         said[f"LiteRT int8: share of the floor, {graph}"] = of("LiteRT", "int8", graph).get("share_of_floor")
     router, whole = (of("LiteRT", "int8", name).get("graph_ms") for name in (ROUTER, DENSE))

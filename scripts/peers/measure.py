@@ -13,11 +13,10 @@ from athe_export.bench import machine
 from athe_export.bench.protocol import Plan, Query, Series, measure
 from athe_export.bench.run import fixed_work, unrest
 from athe_export.stages import StageTimer
-from athe_export.targets.litert.graph import LitertGraph
 from peers.ours import own_rows
 from peers.peer import FAMILIES, OURS, RATES, Job, Row, peer_rows, peers_of
 from peers.processes import WorkerProcess, workers
-from peers.rates import Work, rate_rows, shapes_of, work_of
+from peers.rates import Work, products_of, rate_rows, works_of
 
 REFERENCE = "torch eager fp32"
 _PACKAGES = {  # beside what peers need: of our own rows and of the rates
@@ -43,7 +42,7 @@ class Measured:
     series: Mapping[Row, Series]
     answers: Mapping[Row, Answers]
     not_measured: Mapping[Row, str]
-    work: Mapping[str, Work]
+    work: Mapping[tuple[str, str], Work]  # by graph and form
     packages: Mapping[str, str]
     pinned: tuple[int, ...]
     before: machine.Moment
@@ -79,8 +78,8 @@ def run(
     Raises:
         EnvironmentFailure: a worker died while times were taken.
     """
-    rows, works = rows_of(job), {g: work_of(LitertGraph(g, "fp32", job.file(g, "tflite").read_bytes())) for g in job.graphs}
-    rates = rate_rows(shapes_of(works.values()))
+    rows, works = rows_of(job), works_of(job)
+    rates = rate_rows(products_of(works.values()))
     missing = {row: "its family was left out" for row in (*rows, *rates) if row.family not in families}
     with machine.pinned(1) as pinned, workers(list(families), job, pythons) as found:
         opened: list[Row] = []

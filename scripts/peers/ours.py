@@ -89,6 +89,20 @@ def _holder(row: Row, bundle: Bundle) -> Bundle:
     return controls
 
 
+def held_graph(job: Job, graph: str, precision: str) -> bytes | None:
+    """The TFLite graph that our LiteRT row of this name runs; None where neither the bundle nor its controls hold one."""
+    if job.said["bundle"] is None:
+        return None
+    try:
+        holder = _holder(
+            Row(OURS, f"athe-export LiteRT {precision}", precision, graph), open_bundle(Path(job.said["bundle"]))
+        )
+    except LookupError:
+        return None
+    wanted = ("litert", graph, precision)
+    return holder.graph(next(g for g in holder.manifest.graphs if (g.target, g.role, g.precision) == wanted))
+
+
 def _router(graphs: RoutedGraphs, job: Job) -> Ask:
     preprocessing = job.preprocessing
 

@@ -1,9 +1,9 @@
 """How fast this CPU multiplies matrices of a model's own shapes, in the engines themselves, and the floor that follows.
 
 A floor is the time that a graph's multiplications alone take: each layer with weights at the best rate that any engine had
-on a product of its own shape in the graph's precision, attention at the best rate of float32; after the roofline of Williams
-et al. (2009) with its compute roof alone. What moves memory, normalises or activates is not in it, so that no graph reaches
-it.
+on a product of its own shape in the graph's precision, each product of attention at the best that any had on its shape in
+float32; after the roofline of Williams et al. (2009) with its compute roof alone. What moves memory, normalises or activates
+is not in it, so that no graph reaches it.
 """
 
 from __future__ import annotations
@@ -17,59 +17,71 @@ from typing import Any
 
 import numpy as np
 
+from athe_export.bench.rows import PRECISIONS
 from athe_export.preprocessing import Pixels
 from athe_export.targets.litert.graph import LitertGraph
-from peers.peer import RATES, Ask, Asked, Row
+from peers.ours import ENGINES, held_graph
+from peers.peer import RATES, Ask, Asked, Job, Row
 
 Shape = tuple[int, int, int]  # rows, inputs, outputs of a product
+Rates = Mapping[tuple[str, Shape | None], float]  # multiply-accumulates a second, by precision and shape
+AS_TRAINED, DEPLOYED = "as trained", "deployed"  # forms of a graph: what peers are given, and what our own rows run
 SHAPES = 24  # of a model at most, those that most of its multiplications are in
 
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-accumulates of a graph: of layers with weights, by shape, and of products of two activations (attention)."""
+    """Multiply-accumulates of a graph by shape: of layers with weights, and of products of two activations (attention)."""
 
     layers: Mapping[Shape, int]
-    attention: int
+    attention: Mapping[Shape, int]
 
-    @property
-    def weighted(self) -> int:
-        return sum(self.layers.values())
 
-    def layers_floor(self, precision: str, rates: Mapping[tuple[str, Shape | None], float]) -> float:
-        """Seconds of the layers.
-
-        Args:
-            precision: of the layers.
-            rates: multiply-accumulates a second, by precision and shape; a shape that was not measured goes at None's, the
-                best of all.
-        """
-        best = rates[precision, None]
-        return sum(macs / rates.get((precision, shape), best) for shape, macs in self.layers.items())
+def seconds(products: Mapping[Shape, int], precision: str, rates: Rates) -> float:
+    """What products take in a precision; those of a shape that was not measured go at the rate of None, the best of all."""
+    best = rates[precision, None]
+    return sum(macs / rates.get((precision, shape), best) for shape, macs in products.items())
 
 
 def work_of(graph: LitertGraph) -> Work:
-    """Read off a fp32 graph."""
+    """Read off a graph."""
     layers: Counter[Shape] = Counter()
-    for op in (op for op in graph.ops if op.has_weight):
-        outputs = op.outputs[0].shape[-1]
-        inputs = op.macs // math.prod(op.outputs[0].shape)
-        layers[math.prod(op.outputs[0].shape) // outputs, inputs, outputs] += op.macs
-    return Work(dict(layers), sum(op.macs for op in graph.ops if not op.has_weight))
+    attention: Counter[Shape] = Counter()
+    for op in (op for op in graph.ops if op.macs):
+        shape = op.outputs[0].shape
+        inputs = op.macs // math.prod(shape)
+        if op.has_weight:
+            layers[math.prod(shape[:-1]), inputs, shape[-1]] += op.macs
+        else:  # a product for each head
+            attention[shape[-2], inputs, shape[-1]] += op.macs
+    return Work(dict(layers), dict(attention))
 
 
-def shapes_of(works: Iterable[Work]) -> list[Shape]:
-    """Those that most of the multiplications of all graphs are in; the heaviest first."""
-    total: Counter[Shape] = Counter()
+def works_of(job: Job) -> dict[tuple[str, str], Work]:
+    """By graph and form. The deployed form is read off the graphs of our bundle and its controls, where they hold one."""
+    works = {(g, AS_TRAINED): work_of(LitertGraph(g, "fp32", job.file(g, "tflite").read_bytes())) for g in job.graphs}
+    for graph in job.graphs:
+        held = (held_graph(job, graph, precision) for precision in PRECISIONS)
+        if content := next(filter(None, held), None):
+            works[graph, DEPLOYED] = work_of(LitertGraph(graph, "", content))
+    return works
+
+
+def products_of(works: Iterable[Work]) -> list[tuple[str, Shape]]:
+    """Precision and shape of those that most of the multiplications of all graphs are in, the heaviest first."""
+    layers: Counter[Shape] = Counter()
+    attention: Counter[Shape] = Counter()
     for work in works:
-        total.update(work.layers)
-    return [shape for shape, _ in total.most_common(SHAPES)]
+        layers.update(work.layers)
+        attention.update(work.attention)
+    shapes = [shape for shape, _ in layers.most_common(SHAPES)]
+    only_float = [shape for shape, _ in attention.most_common(SHAPES) if shape not in shapes]
+    return [*((p, shape) for shape in shapes for p in ("fp32", "int8")), *(("fp32", shape) for shape in only_float)]
 
 
-def rate_rows(shapes: Iterable[Shape]) -> list[Row]:
-    """A product of each shape in each engine and precision."""
-    engines = [("LiteRT", p) for p in ("fp32", "int8")] + [("ONNX Runtime", p) for p in ("fp32", "int8")]
-    return [Row(RATES, f"{engine} {p}", p, "x".join(map(str, shape))) for shape in shapes for engine, p in engines]
+def rate_rows(products: Iterable[tuple[str, Shape]]) -> list[Row]:
+    """Each product in each engine."""
+    return [Row(RATES, f"{engine} {p}", p, "x".join(map(str, s))) for p, s in products for engine in ENGINES.values()]
 
 
 def shape_of(row: Row) -> Shape:

@@ -47,7 +47,7 @@ def floor_cells(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     eager = next((row["graph_ms"] for row in document["rows"] if (row["peer"], row["graph"]) == dense), None)
     return [
         (
-            *(f["graph"], f["precision"], f"{f['mmacs_layers']:.0f}", f"{f['mmacs_attention']:.0f}"),
+            *(f["graph"], f["form"], f["precision"], f"{f['mmacs_layers']:.0f}", f"{f['mmacs_attention']:.0f}"),
             NOT_MEASURED if None in (eager, f["floor_ms"]) else f"{eager / f['floor_ms']:.1f}×",
         )
         for f in document["floors"]
@@ -62,7 +62,7 @@ def tables(document: Mapping[str, Any]) -> list[Grid]:
         ("this CPU's rates", ("engine", "precision", "rows × inputs × outputs", "GFLOP/s"), rate_cells(document)),
         (
             "floors",
-            ("graph", "precision", "million MACs in layers", "in attention", "at most, vs torch eager dense"),
+            ("graph", "form", "precision", "million MACs in layers", "in attention", "at most, vs torch eager dense"),
             floor_cells(document),
         ),
     ]

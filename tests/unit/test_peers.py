@@ -15,7 +15,7 @@ from peers.measure import REFERENCE, Answers, Measured
 from peers.ours import own_rows
 from peers.peer import DENSE, FAMILIES, OURS, RATES, Job, Peer, Row, peer_rows, peers_of
 from peers.processes import WorkerProcess
-from peers.rates import Work, rate_rows, shape_of, shapes_of
+from peers.rates import AS_TRAINED, DEPLOYED, Work, products_of, rate_rows, seconds, shape_of
 from peers.tables import drawing, lines, markdown, row_cells
 from peers.worker import serve
 
@@ -53,8 +53,12 @@ def answers(*labels: int) -> Answers:
 def measured(times: dict[Row, float], given: dict[Row, Answers] | None = None) -> Measured:
     """A run in which these rows took so many milliseconds, and nothing else was measured."""
     rows = (*peer_rows(FAMILIES, GRAPHS), *own_rows(GRAPHS, routed=True))
-    works = {DENSE: Work({(4, 8, 16): 512_000}, 100_000), "simple": Work({(2, 8, 16): 256_000}, 50_000)}
-    rates = tuple(rate_rows(shapes_of(works.values())))
+    works = {
+        (DENSE, AS_TRAINED): Work({(4, 8, 16): 512_000}, {(4, 4, 4): 100_000}),
+        (DENSE, DEPLOYED): Work({(4, 8, 16): 256_000}, {(4, 4, 4): 50_000}),
+        ("simple", AS_TRAINED): Work({(2, 8, 16): 256_000}, {(2, 4, 2): 50_000}),
+    }
+    rates = tuple(rate_rows(products_of(works.values())))
     missing = {row: "not installed: it" for row in (*rows, *rates) if row not in times}
     return Measured(
         rows, rates, {row: series(ms) for row, ms in times.items()}, given or {}, missing, works, {"torch": "2"}, (0,),
@@ -131,24 +135,23 @@ def test_agreement_is_with_torch_on_the_same_graph_and_the_images_that_were_aske
 
 
 def test_a_layer_of_a_shape_that_was_not_measured_goes_at_the_best_rate_of_all() -> None:
-    work = Work({(4, 8, 16): 600, (1, 8, 2): 400}, 0)
     rates = {("int8", None): 200.0, ("int8", (4, 8, 16)): 100.0}
-    assert work.layers_floor("int8", rates) == 600 / 100 + 400 / 200
+    assert seconds({(4, 8, 16): 600, (1, 8, 2): 400}, "int8", rates) == 600 / 100 + 400 / 200
 
 
 def test_a_floor_is_the_time_of_the_multiplications_at_the_best_rates_of_their_shapes(job: Job) -> None:
-    rates = rate_rows([(4, 8, 16)])
-    int8, fp32 = (next(r for r in rates if r.peer == f"LiteRT {p}") for p in ("int8", "fp32"))
-    slower = next(r for r in rates if r.peer == "ONNX Runtime int8")
-    (other,) = (r for r in rate_rows([(2, 8, 16)]) if r.peer == "LiteRT int8")  # faster, of another shape
-    row = Row("litert", "LiteRT int8 dynamic", "int8", DENSE)
-    document = found(job, {EAGER: 1.0, row: 40.0, int8: 1e-2, fp32: 4e-2, slower: 2e-2, other: 1e-3})
-    floors = document["floors"]
-    floor = next(f for f in floors if (f["graph"], f["precision"]) == (DENSE, "int8"))
-    macs = 4 * 8 * 16  # a product's, in 7.5 and 30 microseconds of graph
-    expected = 512_000 / (macs / 7.5e-3) + 100_000 / (macs / 30e-3)
+    int8, slower = rate_rows([("int8", (4, 8, 16))])
+    other, _ = rate_rows([("int8", (2, 8, 16))])  # faster, of another shape
+    heads, _ = rate_rows([("fp32", (4, 4, 4))])
+    row, ours = Row("litert", "LiteRT int8 dynamic", "int8", DENSE), Row(OURS, "athe-export LiteRT int8", "int8", DENSE)
+    times = {EAGER: 1.0, row: 40.0, ours: 40.0, int8: 1e-2, slower: 2e-2, other: 1e-3, heads: 4e-2}
+    document = found(job, times)
+    floor = next(f for f in document["floors"] if (f["graph"], f["precision"]) == (DENSE, "int8"))
+    # a layer's product takes 7.5 microseconds of graph, one of a head 30
+    expected = 512_000 / (4 * 8 * 16 / 7.5e-3) + 100_000 / (4 * 4 * 4 / 30e-3)
     assert floor["floor_ms"] == pytest.approx(expected)
     assert of(document, row)["share_of_floor"] == pytest.approx(expected / 30.0)
+    assert of(document, ours)["share_of_floor"] == pytest.approx(expected / 60.0)  # its graph has half of the products
     assert shape_of(int8) == (4, 8, 16)
 
 
@@ -204,10 +207,12 @@ def test_a_worker_that_dies_is_a_reason_and_not_the_end(job: Job) -> None:
         worker.close()
 
 
-def test_rates_are_of_both_engines_and_precisions_in_the_heaviest_shapes() -> None:
-    works = [Work({(4, 8, 16): 512, (1, 8, 2): 16}, 3), Work({(4, 8, 16): 512, (2, 8, 16): 600}, 0)]
-    assert shapes_of(works)[:2] == [(4, 8, 16), (2, 8, 16)]
-    rows = rate_rows(shapes_of(works)[:1])
+def test_rates_are_of_both_engines_in_the_heaviest_shapes_and_of_attention_in_float_alone() -> None:
+    works = [Work({(4, 8, 16): 512, (1, 8, 2): 16}, {(4, 4, 4): 3}), Work({(4, 8, 16): 512, (2, 8, 16): 600}, {})]
+    products = products_of(works)
+    layers = [(4, 8, 16), (2, 8, 16), (1, 8, 2)]
+    assert products == [*((p, s) for s in layers for p in ("fp32", "int8")), ("fp32", (4, 4, 4))]
+    rows = rate_rows(products[:2])
     assert [(row.family, row.peer) for row in rows] == [
-        (RATES, f"{engine} {precision}") for engine in ("LiteRT", "ONNX Runtime") for precision in ("fp32", "int8")
+        (RATES, f"{engine} {precision}") for precision in ("fp32", "int8") for engine in ("LiteRT", "ONNX Runtime")
     ]
