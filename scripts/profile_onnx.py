@@ -2,8 +2,8 @@
 
 python scripts/profile_onnx.py BUNDLE [--role simple] [--precision int8] [--runs 200] [--json]
 
-One thread, pinned; what profiling takes is in the times. Kinds are those that ONNX Runtime makes of the graph as it opens it,
-each with a kernel of its own: QGemm is an int8 layer. BUNDLE.controls is a bundle too, and has the dense graphs."""
+One thread, pinned; what profiling takes is in the times. Kinds are those that ONNX Runtime makes of the graph on opening
+it, each with a kernel of its own: QGemm is an int8 layer. BUNDLE.controls is a bundle too, and has the dense graphs."""
 
 from __future__ import annotations
 

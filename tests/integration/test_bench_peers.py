@@ -12,6 +12,7 @@ from peers.measure import REFERENCE, Measured, run
 from peers.ours import bundle_of
 from peers.peer import OURS, RATES, Job
 from peers.prepare import write_job
+from peers.rates import AS_TRAINED, DEPLOYED
 
 from athe_export.bench.protocol import Plan
 from athe_export.bundle.reader import open_bundle
@@ -79,8 +80,13 @@ def test_the_document_has_a_floor_and_a_time_below_which_no_row_lies(measured: M
     found = document(measured, job, PLAN, quick=True)
     assert all(rate["gflops"] > 0 for rate in found["rates"])
     assert all(floor["floor_ms"] > 0 for floor in found["floors"])
-    macs = {graph: work.weighted + work.attention for graph, work in measured.work.items()}
-    assert macs["dense"] > macs["complex"] > macs["simple"] > 0
+    macs = {of: sum(work.layers.values()) + sum(work.attention.values()) for of, work in measured.work.items()}
+    assert macs["dense", AS_TRAINED] > macs["complex", AS_TRAINED] > macs["simple", AS_TRAINED] > 0
+    # what the deployed graphs leave out; the bundle has no controls, which would hold the dense one
+    assert {graph for graph, form in macs if form == DEPLOYED} == {"complex", "simple"}
+    assert all(macs[graph, DEPLOYED] < macs[graph, AS_TRAINED] for graph in ("complex", "simple"))
+    own = {row["graph"] for row in found["rows"] if row["family"] == OURS and row["share_of_floor"] is not None}
+    assert own == {"complex", "simple"}
     for row in (row for row in found["rows"] if row["not_measured"] is None):
         assert row["image_ms"] > row["graph_ms"] > 0 and row["n"] == 2
 

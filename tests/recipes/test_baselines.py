@@ -6,6 +6,7 @@ At their own size they are built by whoever measures them; here each file is rea
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from athe_export.pipeline import run_build
 from athe_export.plan import plan_build
 from athe_export.recipe import RecipeFile, load_recipe
 from athe_export.shipped import copy_recipe, shipped_recipes
+from athe_export.training.state import settings_digest
 from athe_export.training.train import train_recipe
 from tests.conftest import BOTH, ROOT, TINY, SilentWatch, spread_scores, write_recipe
 from tests.tools import cli, refused
 
 RECIPES = sorted((ROOT / "recipes" / "baselines").glob("*.yaml"))
-SHARED = [p for p in RECIPES if load_recipe(p).recipe.checkpoint.shared]
+GATED = [p for p in RECIPES if load_recipe(p).recipe.checkpoint.path]
+SHARED = [p for p in GATED if load_recipe(p).recipe.checkpoint.shared]
 MICRO: dict[str, dict[str, Any]] = {
     "deit": {"image_size": 32, "patch": 8, "dim": 24},
     "biformer": {"image_size": 32, "dim": 16, "depth": 2, "biformer": {"depths": [1, 1], "top_k": [1, 4], "regions": 2}},
@@ -54,10 +57,21 @@ def shrunk(path: Path, folder: Path, inputs: Path, **changes: Any) -> RecipeFile
 def test_a_baseline_builds_for_both_targets_and_says_whether_it_is_trained(path: Path) -> None:
     file = load_recipe(path)
     plan = plan_build(file, Path("out"), None, None)
-    assert plan["targets"].keys() == {"onnx", "litert"} and plan["gated"] == (path in SHARED)
+    assert plan["targets"].keys() == {"onnx", "litert"} and plan["gated"] == (path in GATED)
     assert file.recipe.name == path.stem
     (summary,) = (r.summary for r in shipped_recipes() if r.path.resolve() == path.resolve())
-    assert ("random weights" in summary) == (path not in SHARED)
+    assert ("random weights" in summary) == (path not in GATED)
+
+
+@pytest.mark.parametrize("path", [p for p in GATED if p not in SHARED], ids=lambda p: p.stem)
+def test_a_baseline_with_weights_of_its_own_pins_them_and_their_metrics_are_of_its_settings(path: Path) -> None:
+    file = load_recipe(path)
+    assert file.recipe.checkpoint.path is not None
+    weights = file.resolve(file.recipe.checkpoint.path)
+    metrics = json.loads(weights.with_suffix(".metrics.json").read_text())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert digest == file.recipe.checkpoint.sha256 == metrics["checkpoint_sha256"]
+    assert metrics["complete"] and metrics["settings_sha256"] == settings_digest(file.recipe)
 
 
 @pytest.mark.parametrize("path", SHARED, ids=lambda p: p.stem)
