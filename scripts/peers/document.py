@@ -118,7 +118,8 @@ def _floors(measured: Measured) -> list[Json]:
             rates = dict.fromkeys(("gflops_layers", "gflops_attention", "floor_ms"))
             if (precision, None) in best and ("fp32", None) in best:
                 in_layers, in_attention = seconds(work.layers, precision, best), seconds(work.attention, "fp32", best)
-                rates = {"gflops_layers": 2e-9 * layers / in_layers, "gflops_attention": 2e-9 * attention / in_attention,
+                rates = {"gflops_layers": 2e-9 * layers / in_layers,
+                         "gflops_attention": 2e-9 * attention / in_attention if attention else None,
                          "floor_ms": 1e3 * (in_layers + in_attention)}  # fmt: skip
             found.append(made | rates)
     return found

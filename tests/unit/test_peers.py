@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -153,6 +154,14 @@ def test_a_floor_is_the_time_of_the_multiplications_at_the_best_rates_of_their_s
     assert of(document, row)["share_of_floor"] == pytest.approx(expected / 30.0)
     assert of(document, ours)["share_of_floor"] == pytest.approx(expected / 60.0)  # its graph has half of the products
     assert shape_of(int8) == (4, 8, 16)
+
+
+def test_a_graph_without_attention_has_a_floor_of_its_layers_alone(job: Job) -> None:
+    products = rate_rows([("int8", (4, 8, 16)), ("fp32", (4, 8, 16))])
+    run = measured(dict.fromkeys(products, 1e-2))
+    run = dataclasses.replace(run, work={(DENSE, AS_TRAINED): Work({(4, 8, 16): 512_000}, {})})
+    for floor in document(run, job, Plan(), quick=True)["floors"]:
+        assert floor["gflops_attention"] is None and floor["floor_ms"] == pytest.approx(7.5e-3 * 1000)
 
 
 def test_no_floor_is_told_without_both_rates(job: Job) -> None:
