@@ -201,8 +201,8 @@ def _check_train(r: Recipe, sound: _Sound) -> _Found:
         yield ("train", "crop_padding"), f"{t.crop_padding} pixels cannot be reflected; it must be below source_size {size}"
     if t.router and sound("router") and r.router is None:
         yield ("train", "router"), "there is no router to train"
-    if t.router and not t.adaptive:
-        yield ("train", "adaptive"), "at least one phase is needed before the router's: it ranks the heads"
+    if t.router and t.dense and not t.adaptive:  # with neither, the branches are those of --init
+        yield ("train", "adaptive"), "at least one phase is needed before the router's: it fits the branches"
     if t.images is not None and t.router_images >= t.images:
         yield ("train", "router_images"), f"{t.router_images} of {t.images} images leaves none for the branches"
     for i, branch in enumerate(r.branches or () if sound("branches") else ()):

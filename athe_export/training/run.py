@@ -128,6 +128,8 @@ class TrainingRun:
 
     def _phase(self, index: int, phase: Phase, first_epoch: int, first_step: int) -> bool:
         if phase.kind == "router":
+            if self.model.head_rank is None:  # a plan without adaptive phases
+                self._rank_heads()
             views = views_of(self.corpus.router, self.spec)
             if not self._measure(views):
                 return False

@@ -72,6 +72,7 @@ def train_recipe(
     output, chosen = _output_of(file, output), _device(device)
     folder = output.with_suffix(".run")
     _check_state(folder, resume)
+    _check_start(file, init, resume)
     folder_of_images = file.resolve(recipe.data.path) if recipe.data.path else None
     dataset = open_dataset(recipe.data.dataset, data_root, folder_of_images, progress)
     preprocessing = Preprocessing(**vars(recipe.data.preprocessing))
@@ -200,6 +201,16 @@ def _check_state(folder: Path, resume: bool) -> None:
             "an unfinished run is here; it is not overwritten",
             where=str(folder),
             remedy="continue it with --resume, or remove the folder to start afresh",
+        )
+
+
+def _check_start(file: RecipeFile, init: Path | None, resume: bool) -> None:
+    spec = _train_spec(file)
+    if not (spec.dense or spec.adaptive or init or resume):
+        raise UsageError(
+            "no phase trains the backbone, and there is none to start from",
+            where=f"{file.path}: train",
+            remedy="pass --init with a checkpoint, or add phases to train.dense or train.adaptive",
         )
 
 

@@ -9,8 +9,8 @@ on a fixed input; the inference between two marks is counted. That is done --run
 to the instruction, at most six times; the least count that stands twice is taken, or the least where none does. `agree` is
 how many runs gave it, and `spread` how far apart all of them were. The output is held against this machine's.
 
-Why a graph may need a third run: ONNX Runtime does accounts of its own in a session's first run after 2 seconds, then after 4
-and so on, and which run that is depends on the machine. They are some hundred instructions, and a hundred in the run behind.
+Why a graph may need a third run: ONNX Runtime does accounts of its own in a session's first run after 2 seconds, then after
+4 and so on; which run that is depends on the machine. They are some hundred instructions, and a hundred in the run behind.
 
 With --baseline, the counts are held against those in the file of the same bundle and version of the engine. It ends with 3
 where one has grown by more than 2% or a graph's does not repeat, with 4 where one has no baseline; --update writes them.

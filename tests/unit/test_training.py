@@ -184,6 +184,30 @@ def test_a_state_is_a_checkpoint_to_start_another_run_from(tiny: Callable[..., P
     assert re.match(r"(\d+) of \1 tensors start from state\.pt$", lines[0])
 
 
+def test_a_plan_of_the_router_alone_leaves_the_branches_bit_for_bit_as_they_were(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = train_recipe(load_recipe(tiny(train=TRAIN)), output=tmp_path / "a.safetensors", report=quiet)
+    plan_of_router = TRAIN | {"dense": [], "adaptive": []}
+    result = train_recipe(
+        load_recipe(tiny(train=plan_of_router)), init=first.path, output=tmp_path / "b.safetensors", report=quiet
+    )
+    before, after = load_file(first.path), load_file(result.path)
+    changed = {name.split(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert result.complete and before.keys() == after.keys() and changed == {"router"}
+
+
+def test_a_plan_of_the_router_alone_ranks_heads_that_no_checkpoint_has_ranked(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    dense = TRAIN | {"adaptive": [], "router": []}
+    first = train_recipe(load_recipe(tiny(train=dense)), output=tmp_path / "a.safetensors", max_minutes=0, report=quiet)
+    lines: list[str] = []
+    train = TRAIN | {"dense": [], "adaptive": []}
+    train_recipe(load_recipe(tiny(train=train)), init=first.path, output=tmp_path / "b.safetensors", report=lines.append)
+    assert any("heads ranked" in line for line in lines) and "head_rank" in load_file(tmp_path / "b.safetensors")
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_rate(tiny: Callable[..., Path], tmp_path: Path) -> None:
     wild = TRAIN | {"dense": [{"epochs": 30, "batch_size": 16, "lr": 1.0}], "warmup_epochs": 0}
     recipe = tiny(train=wild)

@@ -41,6 +41,15 @@ def test_a_recipe_without_a_train_section_is_refused_wherever_the_output_goes(
     assert not (tmp_path / "a.run").exists()
 
 
+def test_a_plan_without_phases_of_the_backbone_asks_for_weights_to_start_from(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = load_recipe(tiny(train={"dense": [], "adaptive": [], "router": PHASE}))
+    with pytest.raises(UsageError, match="no phase trains the backbone") as caught:
+        train_recipe(file, output=tmp_path / "a.safetensors", report=quiet)
+    assert "--init" in caught.value.remedy and not (tmp_path / "a.run").exists()
+
+
 def test_an_unknown_device_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no device 'gpu'"):
         train_recipe(load_recipe(tiny(train=TRAIN)), output=tmp_path / "a.safetensors", device="gpu", report=quiet)
