@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import platform
 from collections.abc import Mapping
@@ -63,7 +62,7 @@ def described(target: str, graph: TargetGraph) -> tuple[GraphEntry, bytes]:
     """A graph's entry, as it is if stored whole, and its content; of a TFLite graph, also what XNNPACK takes."""
     name = f"{target}/{graph.role}.{graph.precision}.{_SUFFIXES[target]}"
     content, int8, floats = graph.content, graph.int8_ops, graph.float_ops
-    xnnpack = vars(LitertSession(content).delegation()) if target == "litert" else None
+    xnnpack = LitertSession(content).delegation()._asdict() if target == "litert" else None
     entry = GraphEntry(
         graph.role, target, graph.precision, name, len(content), hashlib.sha256(content).hexdigest(), graph.inputs,
         graph.outputs, graph.mmacs, len(int8), len(floats), floats, xnnpack,
@@ -101,7 +100,7 @@ def add_golden(staged: StagedBundle, prepared: Prepared, manifest: Manifest) -> 
     if prepared.routing.policy is not None:
         kept["reference/router"] = scores[:, None]
     staged.add("golden.npz", "golden", golden_bytes(pixels, kept))
-    return dataclasses.replace(manifest, golden={"images": len(pixels), "tolerance": allowed})
+    return manifest._replace(golden={"images": len(pixels), "tolerance": allowed})
 
 
 def tool_versions() -> dict[str, str]:

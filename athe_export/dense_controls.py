@@ -91,7 +91,7 @@ def fill_controls(
     if prepared.system.trained:
         with timer.stage("controls: accuracy of the dense backbone"):
             measured = _accuracy(open_bundle(controls.folder), prepared, timer.watch.progress)
-            manifest = dataclasses.replace(manifest, controls={"accuracy": measured})
+            manifest = manifest._replace(controls={"accuracy": measured})
     controls.add("report.html", "report", report_html(manifest, prepared.dataset.class_names).encode())
     controls.finish(manifest)
     with timer.stage("controls: verify"):
@@ -167,8 +167,8 @@ def _draft(whole: Prepared, manifest: Manifest, graphs: tuple[GraphEntry, ...]) 
     router = draft.router
     if router is not None and manifest.router is not None and len(draft.branches) > len(manifest.branches):
         bounds = {target: (*own, _NOWHERE) for target, own in manifest.router.bounds.items()}
-        router = dataclasses.replace(router, bounds=bounds)
-    return dataclasses.replace(draft, router=router, verdict=CONTROL, controls={"accuracy": []}, bench=None)
+        router = router._replace(bounds=bounds)
+    return draft._replace(router=router, verdict=CONTROL, controls={"accuracy": []}, bench=None)
 
 
 def _accuracy(controls: Bundle, prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from athe_export.errors import MissingDependency
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """Something a user wants to do: the import names it needs (`one|other`: either) and the extra that brings them."""
 
     name: str

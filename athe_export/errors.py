@@ -6,12 +6,10 @@ The entry point formats them once (`cli.py`); nothing below it prints them or ex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
-@dataclass(frozen=True)
-class FileProblem:
+class FileProblem(NamedTuple):
     """One file of a bundle that is not as the manifest says; `problem` is changed, missing or extra."""
 
     path: str

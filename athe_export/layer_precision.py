@@ -76,7 +76,7 @@ class PrecisionStudy:
 
     def noted(self, manifest: Manifest) -> Manifest:
         """The manifest with everything that was measured and decided."""
-        return dataclasses.replace(manifest, precision=self.to_json() or None, notes=(*manifest.notes, *self._notes))
+        return manifest._replace(precision=self.to_json() or None, notes=(*manifest.notes, *self._notes))
 
     def _sensitivity(self, jobs: Sequence[Job], spec: AnySpec, asked: SensitivitySpec) -> dict[str, Any]:
         found = self._ranked(jobs, spec, "sensitivity", asked.images, asked.by, Clock())

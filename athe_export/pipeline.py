@@ -188,7 +188,7 @@ def _finish(
 ) -> tuple[Manifest, tuple[GoldenResult, ...]]:
     """Adds the report, writes the final manifest and checks the staged bundle as `verify` would."""
     if report is not None:
-        manifest = dataclasses.replace(manifest, verdict=report.verdict, parity=report.to_json())
+        manifest = manifest._replace(verdict=report.verdict, parity=report.to_json())
     images, split = prepared.dataset, manifest.gate["split"]
     thumbnails = {i: thumbnail(images.image(split, i)) for i in shown_ids(manifest.parity)}
     staged.add("report.html", "report", report_html(manifest, images.class_names, thumbnails).encode())

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +36,14 @@ Tensor = npt.NDArray[np.float32]
 GraphInput = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # pixels [1, size, size, 3], or a tensor [1, 3, size, size]
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """A decoded photo: uint8 RGB [height, width, 3] and remarks on anything that decoding left out."""
 
     pixels: Pixels
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(NamedTuple):
     """Frozen preprocessing parameters; `mean` and `std` are per channel of pixels scaled to 0..1."""
 
     source_size: int

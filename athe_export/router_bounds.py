@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import numpy.typing as npt
 
@@ -42,8 +40,8 @@ def fit_routers(staged: StagedBundle, prepared: Prepared, manifest: Manifest) ->
             notes += broken_promise(entry.target, held_scores, held.correct(), policy, _allowed_pp(prepared))
             curves[entry.target] = _frontier(prepared, manifest, entry, held_scores, bounds[entry.target])
     images = {} if held is None else {"split": HOLDOUT, "images": len(held.ids)}
-    router = dataclasses.replace(manifest.router, bounds=bounds, frontier=curves, frontier_images=images)
-    return dataclasses.replace(manifest, router=router, notes=tuple(notes))
+    router = manifest.router._replace(bounds=bounds, frontier=curves, frontier_images=images)
+    return manifest._replace(router=router, notes=tuple(notes))
 
 
 def frontier(

@@ -8,7 +8,6 @@ offset of the other. Matches are then extended to both sides, byte by byte.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -46,7 +45,7 @@ def as_whole(entry: GraphEntry) -> GraphEntry:
     """The entry of a graph as it would be if it were stored whole."""
     stem, dot, suffix = entry.file.rpartition(".")
     name, size, digest = stem.removesuffix(_PART) + dot + suffix, entry.whole_bytes, entry.whole_sha256
-    return dataclasses.replace(entry, file=name, bytes=size, sha256=digest, borrows=None)
+    return entry._replace(file=name, bytes=size, sha256=digest, borrows=None)
 
 
 def _add(staged: StagedBundle, entry: GraphEntry, content: bytes, lender: GraphEntry, lent: bytes) -> GraphEntry:
@@ -59,7 +58,7 @@ def _add(staged: StagedBundle, entry: GraphEntry, content: bytes, lender: GraphE
     stem, dot, suffix = entry.file.rpartition(".")
     file = staged.add(stem + _PART + dot + suffix, role, part)
     borrowed = Borrowed(lender.file, entry.bytes, entry.sha256)
-    return dataclasses.replace(entry, file=file.path, bytes=file.bytes, sha256=file.sha256, borrows=borrowed)
+    return entry._replace(file=file.path, bytes=file.bytes, sha256=file.sha256, borrows=borrowed)
 
 
 def shared_runs(content: bytes, lender: bytes) -> tuple[Run, ...]:

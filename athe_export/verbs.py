@@ -191,7 +191,8 @@ def run(
     results: list[dict[str, Any]] = []
     for image in images:
         found = predictor.predict(image, branch, top)
-        results.append({"image": str(image), **vars(found), "top": [list(t) for t in found.top], "notes": list(found.notes)})
+        told = {"top": [list(t) for t in found.top], "notes": list(found.notes)}
+        results.append({"image": str(image), **found._asdict(), **told})
     gate, target = predictor.bundle.manifest.verdict, predictor.target
     notes = [*([remark] if remark else []), *predictor.graphs.notes]
     not_run = [{"target": t, "why": w} for t, w in predictor.passed_over.items()]

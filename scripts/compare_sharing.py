@@ -15,7 +15,6 @@ from such weights in memory.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -87,7 +86,7 @@ def stored_whole(bundle: Bundle, output: Path) -> None:
         for file in (f for f in bundle.manifest.files if (bundle.path / f.path).is_file()):
             name = graphs[file.path].file if file.path in graphs else file.path
             staged.add(name, file.role, contents.get(file.path) or bundle.read(file.path), file.optional)
-        staged.finish(dataclasses.replace(bundle.manifest, graphs=tuple(graphs.values())))
+        staged.finish(bundle.manifest._replace(graphs=tuple(graphs.values())))
         staged.promote()
 
 

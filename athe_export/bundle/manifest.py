@@ -1,26 +1,26 @@
-"""The manifest of a bundle, format version 1; docs/bundle-format.md is its written form."""
+"""The manifest of a bundle, format version 1; docs/bundle-format.md is its written form.
+
+Its records are named tuples, as all are that a device imports: making a frozen dataclass takes ten times as long, and a
+process that starts waits for each.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from athe_export.errors import BundleIntegrityError, FileProblem
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """A file of the bundle: path relative to it with forward slashes, what it is for, size in bytes and digest."""
 
     path: str
@@ -30,8 +30,7 @@ class FileEntry:
     optional: bool = False
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """A graph input or output; every dimension is fixed."""
 
     name: str
@@ -39,8 +38,7 @@ class TensorInfo:
     dtype: str
 
 
-@dataclass(frozen=True)
-class Borrowed:
+class Borrowed(NamedTuple):
     """Where the rest of a graph is that is stored as a part: in the graph file `file`. `bytes` and `sha256` are of the graph
     put together, which is what an engine is given."""
 
@@ -49,8 +47,7 @@ class Borrowed:
     sha256: str
 
 
-@dataclass(frozen=True)
-class GraphEntry:
+class GraphEntry(NamedTuple):
     """One graph. `role` is `router` or a branch's name, `precision` int8 or fp32, `mmacs` million multiply-accumulates an
     image; `float_op_names` lists every op that computes in float as `op_type name`. `bytes` and `sha256` are of `file`,
     which is the whole graph, or a part of it if it `borrows`."""
@@ -86,16 +83,14 @@ class GraphEntry:
         return (self.file, self.borrows.file) if self.borrows else (self.file,)
 
 
-@dataclass(frozen=True)
-class PruneEntry:
+class PruneEntry(NamedTuple):
     """After `after_blocks` blocks, `tokens` patch tokens remain."""
 
     after_blocks: int
     tokens: int
 
 
-@dataclass(frozen=True)
-class BranchEntry:
+class BranchEntry(NamedTuple):
     """A branch, easiest first in the manifest; `head_indices` per block where heads were cut, else None.
 
     `topped_up` are calibration ids the router sends elsewhere, added because the branch had too few of its own.
@@ -110,8 +105,7 @@ class BranchEntry:
     topped_up: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class FrontierPoint:
+class FrontierPoint(NamedTuple):
     """What the router's bounds at one place cost and give: share of the images by branch, top-1 as a share, mean MMACs an
     image with the router's own; `chosen` are the bounds in use."""
 
@@ -122,8 +116,7 @@ class FrontierPoint:
     chosen: bool = False
 
 
-@dataclass(frozen=True)
-class RouterEntry:
+class RouterEntry(NamedTuple):
     """Ascending score bounds, one fewer than branches, for torch (`reference`) and for each target.
 
     A target's are those of its int8 router, which scores a little otherwise, where it has one. `frontier` has the same keys,
@@ -133,12 +126,11 @@ class RouterEntry:
     arch: str
     image_size: int
     bounds: dict[str, tuple[float, ...]]
-    frontier: dict[str, tuple[FrontierPoint, ...]] = field(default_factory=dict)
-    frontier_images: dict[str, Any] = field(default_factory=dict)
+    frontier: dict[str, tuple[FrontierPoint, ...]] = {}  # noqa: RUF012, nobody writes into a manifest
+    frontier_images: dict[str, Any] = {}  # noqa: RUF012
 
 
-@dataclass(frozen=True)
-class PreprocessingEntry:
+class PreprocessingEntry(NamedTuple):
     """Parameters of `athe_export.preprocessing` and the digest of its golden pattern at `sizes`."""
 
     source_size: int
@@ -149,8 +141,7 @@ class PreprocessingEntry:
     golden_sha256: str
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """Everything a bundle says of itself. Unknown keys of a newer writer are kept out of the way, not an error."""
 
     schema_version: int
@@ -169,7 +160,7 @@ class Manifest:
     verdict: str
     parity: dict[str, Any] | None
     notes: tuple[str, ...] = ()
-    files: tuple[FileEntry, ...] = field(default=())
+    files: tuple[FileEntry, ...] = ()
     precision: dict[str, Any] | None = None
     bench: dict[str, Any] | None = None
     controls: dict[str, Any] | None = None
@@ -225,10 +216,10 @@ class Manifest:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
+        return typing.cast(dict[str, Any], _plain(self))
 
     def to_text(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+        return json.dumps(_plain(self), indent=1, sort_keys=True) + "\n"
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
@@ -266,11 +257,13 @@ def _as(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _as(next(a for a in args if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind):
-        return _object(typing.cast(type, kind), value, where)
+    if hasattr(kind, "_fields"):
+        return _object(kind, value, where)
     if origin is tuple:
         if not isinstance(value, list):
             raise TypeError(f"{where} must be a list")
+        if all(type(v) is args[0] for v in value):
+            return tuple(value)
         return tuple(_as(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
@@ -288,13 +281,22 @@ def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _object(cls: type[T], value: Any, where: str) -> T:
+def _object(cls: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"{where} must be an object")
-    hints, values = _hints(typing.cast(Any, cls)), {}
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if f.name in value:
-            values[f.name] = _as(hints[f.name], value[f.name], f"{where}.{f.name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise TypeError(f"{where}.{f.name} is missing")
+    hints, values = _hints(cls), {}
+    for name in cls._fields:
+        if name in value:
+            values[name] = _as(hints[name], value[name], f"{where}.{name}")
+        elif name not in cls._field_defaults:
+            raise TypeError(f"{where}.{name} is missing")
     return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: records and mappings as objects, other tuples as lists."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

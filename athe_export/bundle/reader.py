@@ -7,8 +7,8 @@ import hashlib
 import mmap
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from athe_export.bundle.consistency import inconsistencies
 from athe_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, FileEntry, GraphEntry, Manifest, parse_manifest
@@ -18,8 +18,7 @@ from athe_export.errors import BundleIntegrityError, FileProblem
 _AGAIN = "copy the bundle again from where it was built, or build it again"
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(NamedTuple):
     """An opened bundle: its manifest is verified; files are verified when read."""
 
     path: Path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import errno
 import hashlib
 import json
@@ -46,7 +45,7 @@ class StagedBundle:
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Writes the manifest and its digest; may be called again with a fuller manifest."""
-        complete = dataclasses.replace(manifest, files=tuple(self._files))
+        complete = manifest._replace(files=tuple(self._files))
         text = complete.to_text()
         with said_plainly(self.folder):
             _write(self.folder / MANIFEST, text.encode())

@@ -10,8 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +36,7 @@ _UNKNOWN_OP = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Delegation:
+class Delegation(NamedTuple):
     """How XNNPACK shares out a graph: number of its partitions, and every other op as `op_type output_tensor`."""
 
     partitions: int

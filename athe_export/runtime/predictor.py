@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,7 @@ Logits = npt.NDArray[np.float32]
 Mark = Callable[[str], None]  # told that a part of an image's way is over: resize, router, branch
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One routed inference: logits float32 [classes], the branch that gave them, the difficulty (None: no router)."""
 
     logits: Logits
@@ -32,8 +30,7 @@ class Answer:
     router_score: float | None
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """A classified image; `top` are (label, probability) best first.
 
     `ms` is wall time from decoded pixels to label; the first image of a branch includes opening its graph.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,7 @@ import numpy.typing as npt
 Scores = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class RouterPolicy:
+class RouterPolicy(NamedTuple):
     """Ascending bounds, one fewer than branches: an image whose score is at most bounds[i] goes to branch i or easier."""
 
     bounds: tuple[float, ...]

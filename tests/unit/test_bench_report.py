@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -138,12 +137,10 @@ def test_a_noisy_run_gives_ratios_to_one_decimal(noisy: bool, shown: str) -> Non
 
 def _routed(parity: dict[str, Any] | None) -> Manifest:
     plain = plain_manifest()
-    branches = tuple(
-        dataclasses.replace(plain.branches[0], name=n, calibration_images=i) for n, i in (("easy", 30), ("hard", 10))
-    )
-    graphs = tuple(dataclasses.replace(plain.graphs[0], role=n) for n in ("easy", "hard"))
+    branches = tuple(plain.branches[0]._replace(name=n, calibration_images=i) for n, i in (("easy", 30), ("hard", 10)))
+    graphs = tuple(plain.graphs[0]._replace(role=n) for n in ("easy", "hard"))
     router = RouterEntry("mobilenet_v1_0.25", 32, {"reference": (0.5,), "onnx": (0.5,)})
-    return dataclasses.replace(plain, branches=branches, graphs=graphs, router=router, parity=parity)
+    return plain._replace(branches=branches, graphs=graphs, router=router, parity=parity)
 
 
 GATED = {

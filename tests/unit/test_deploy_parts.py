@@ -311,7 +311,7 @@ def test_a_verify_that_fails_there_fails_here_with_its_own_class_and_files() -> 
     }
     with pytest.raises(BundleIntegrityError) as found:
         verified(Reply(5, (*json.dumps({"error": error}, indent=2).splitlines(), "error: changed")), TO)
-    assert vars(found.value.files[0]) == problem and found.value.remedy == "again"
+    assert found.value.files[0]._asdict() == problem and found.value.remedy == "again"
 
 
 @pytest.mark.parametrize(("status", "said"), [(132, "SIGILL"), (137, "SIGKILL"), (139, "SIGSEGV")])

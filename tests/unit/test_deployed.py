@@ -123,7 +123,7 @@ def test_a_deployed_form_that_is_another_function_is_an_error(
     model: AtheModel, preprocessing: Preprocessing, noise: list[Pixels]
 ) -> None:
     source = source_of(model, "one")
-    other = deployed(source, dataclasses.replace(preprocessing, mean=(0.5, 0.4, 0.31)), PLAIN)
+    other = deployed(source, preprocessing._replace(mean=(0.5, 0.4, 0.31)), PLAIN)
     with pytest.raises(ExportError, match="differs from torch") as caught:
         require_alike(other, source, *seen(preprocessing, noise))
     assert caught.value.where == "the deployed form of one"

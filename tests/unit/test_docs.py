@@ -125,14 +125,13 @@ def test_every_shipped_recipe_is_decoded_with_its_own_numbers(path: Path) -> Non
 
 
 def _manifest_fields(cls: type, prefix: str = "") -> Iterator[str]:
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        kind, _ = _inner(hints[field.name])
-        yield prefix + field.name
-        if typing.get_origin(kind) is tuple and dataclasses.is_dataclass(typing.get_args(kind)[0]):
-            yield from _manifest_fields(typing.get_args(kind)[0], f"{prefix}{field.name}[].")
-        elif dataclasses.is_dataclass(kind):
-            yield from _manifest_fields(typing.cast(type, kind), f"{prefix}{field.name}.")
+    for name, hint in typing.get_type_hints(cls).items():
+        kind, _ = _inner(hint)
+        yield prefix + name
+        if typing.get_origin(kind) is tuple and hasattr(typing.get_args(kind)[0], "_fields"):
+            yield from _manifest_fields(typing.get_args(kind)[0], f"{prefix}{name}[].")
+        elif hasattr(kind, "_fields"):
+            yield from _manifest_fields(typing.cast(type, kind), f"{prefix}{name}.")
 
 
 def test_every_manifest_field_stands_in_the_bundle_format() -> None:

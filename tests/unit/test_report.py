@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 from html.parser import HTMLParser
@@ -65,7 +64,7 @@ def full_manifest() -> Manifest:
     """With everything that a report can show."""
     router = RouterEntry("mobilenet_v1_0.25", 32, {"reference": (0.5,), "onnx": (0.5,)}, {"reference": FRONTIER},
                          {"split": "holdout", "images": 400})  # fmt: skip
-    return dataclasses.replace(old_manifest(), parity=parity_example(), verdict="fail", router=router)
+    return old_manifest()._replace(parity=parity_example(), verdict="fail", router=router)
 
 
 FRONTIER = tuple(FrontierPoint((s / 20,), (s / 20, 1 - s / 20), 0.9 - s / 200, 20 - s / 2, s == 10) for s in range(21))
@@ -90,7 +89,7 @@ def test_an_old_manifest_gets_a_report_without_what_it_lacks() -> None:
 
 
 def test_a_manifest_that_was_never_gated_gets_a_report() -> None:
-    page = Page(report_html(dataclasses.replace(old_manifest(), parity=None, verdict="not_gated")))
+    page = Page(report_html(old_manifest()._replace(parity=None, verdict="not_gated")))
     assert "never trained" in page.text and "Limits" not in page.headings
 
 
@@ -128,7 +127,7 @@ def test_names_in_a_bundle_cannot_write_into_the_page() -> None:
     parity["limits"][0]["name"] = f"onnx.{evil}"
     parity["hops"][0]["from"] = parity["findings"][0] = evil
     parity["targets"][evil] = parity["targets"].pop("litert")
-    manifest = dataclasses.replace(full_manifest(), name=evil, parity=parity, notes=(evil,))
+    manifest = full_manifest()._replace(name=evil, parity=parity, notes=(evil,))
     assert Page(report_html(manifest, (evil,) * 100)).count("script") == 0
 
 

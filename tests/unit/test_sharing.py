@@ -129,6 +129,6 @@ def test_parts_that_make_another_graph_than_the_manifest_says_are_refused_though
     changed = entry_of(bundle, name).borrows
     assert changed is not None
     other = Borrowed(changed.file, changed.bytes, "0" * 64)
-    edit_manifest(bundle, lambda m: next(g for g in m["graphs"] if g["file"] == name).update(borrows=vars(other)))
+    edit_manifest(bundle, lambda m: next(g for g in m["graphs"] if g["file"] == name).update(borrows=other._asdict()))
     with pytest.raises(BundleIntegrityError, match="do not make the graph in the manifest"):
         open_bundle(bundle).graph(entry_of(bundle, name))

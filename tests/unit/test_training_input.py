@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -92,7 +91,7 @@ def test_a_limit_of_a_newer_writer_is_ignored_by_the_gate(built: Path, tmp_path:
     opened = open_bundle(tmp_path / "bundle")
     gate = json.loads(json.dumps(opened.manifest.gate))
     gate["limits"]["min_something"] = 1.0
-    newer = Bundle(opened.path, dataclasses.replace(opened.manifest, gate=gate))
+    newer = Bundle(opened.path, opened.manifest._replace(gate=gate))
     reference = read_reference(opened.read("reference.npz"), "reference.npz")
     report = run_gate(newer, reference, Shapes(), newer.manifest.systems, no_progress)
     assert opened.manifest.parity is not None
