@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -136,7 +137,8 @@ def _ranges(
     """Smallest and largest value that every int8 activation can have, by the recipe's calibrator.
 
     The library's own, a moving average, forgets the ends of a range. It knows no other that looks at how values lie
-    between the ends: for those a histogram of every activation is taken beside it.
+    between the ends: for those a histogram of every activation is taken. It knows the ends too, so that from the first
+    images on the library need not go over them as well: what it is asked for then is which tensors have a range.
     """
     update = qsv_utils.moving_average_update if spec.calibrator == "moving_average" else qsv_utils.min_max_update
     found = calibrator.Calibrator(graph.content, num_threads=1, qsv_update_func=update)
@@ -144,12 +146,13 @@ def _ranges(
     (signature,) = found.get_signature_list()
     stream, fed = map(pixels_as_int8, images), 0
     while chunk := list(islice(stream, _CHUNK)):
-        found.calibrate({signature: [{"image": image} for image in chunk]}, job._recipe_manager)
-        fed += len(chunk)
-        ranges: dict[str, Any] = found.get_model_qsvs()
-        _require_finite(ranges, graph.role)
+        if seen is None or not fed:
+            found.calibrate({signature: [{"image": image} for image in chunk]}, job._recipe_manager)
+            ranges: dict[str, Any] = found.get_model_qsvs()
+            _require_finite(ranges, graph.role)
         if seen is not None:
-            seen.add(chunk, ranges)
+            seen.add(chunk, ranges, graph.role)
+        fed += len(chunk)
     if not fed:
         raise CalibrationError("static quantization has no calibration images", where="targets.litert.quantize")
     settled = ranges if seen is None else seen.ranges(ranges, spec)
@@ -175,23 +178,38 @@ class _Histograms:
     def __init__(self, content: bytes) -> None:
         self._interpreter = tfl_interpreter_utils.create_tfl_interpreter(content, num_threads=1)
         self._input = self._interpreter.get_input_details()[0]["index"]
+        self._indices = {tensor["name"]: tensor["index"] for tensor in self._interpreter.get_tensor_details()}
         self._seen: dict[str, Any] = {}
 
-    def add(self, images: list[Any], names: Iterable[str]) -> None:
-        """Counts the values of the tensors `names` on images as the graph takes them."""
-        for image in images:
-            self._interpreter.set_tensor(self._input, image)
-            self._interpreter.invoke()
-            values = tfl_interpreter_utils.get_tensor_name_to_content_map(self._interpreter)
-            for name in names:
-                self._seen.setdefault(name, histogram_utils.DynamicHistogram(BINS)).add(values[name])
+    def add(self, images: list[Any], names: Iterable[str], role: str) -> None:
+        """Counts the values of the tensors `names` on images as the graph takes them.
+
+        Raises:
+            CalibrationError: a value is not finite.
+        """
+        with ThreadPoolExecutor(1) as counting:  # beside the next image, which is computed without Python's lock
+            counted: Future[None] | None = None
+            for image in images:
+                self._interpreter.set_tensor(self._input, image)
+                self._interpreter.invoke()
+                values = {name: self._interpreter.get_tensor(self._indices[name]) for name in names}
+                _require_finite({name: {"values": found} for name, found in values.items()}, role)
+                if counted is not None:
+                    counted.result()
+                counted = counting.submit(self._count, values)
+            if counted is not None:
+                counted.result()
+
+    def _count(self, values: dict[str, Any]) -> None:
+        for name, found in values.items():
+            self._seen.setdefault(name, histogram_utils.DynamicHistogram(BINS)).add(found)
 
     def ranges(self, measured: dict[str, Any], spec: LitertQuantizeSpec) -> dict[str, Any]:
         """The library's ranges with both ends replaced, in the shape that they have."""
         found = {}
         for name, ends in measured.items():
             of_tensor = self._seen[name].to_dict()["channels"][0]
-            low, high = float(np.min(ends["min"])), float(np.max(ends["max"]))
+            low, high = float(of_tensor["min"][0]), float(of_tensor["max"][0])
             values = Histogram.of_bins(of_tensor["hist_counts"], of_tensor["bin_edges"], low, high)
             low, high = mse_range(values) if spec.calibrator == "mse" else percentile_range(values, spec.percentile)
             found[name] = {"min": np.full_like(ends["min"], low), "max": np.full_like(ends["max"], high)}
