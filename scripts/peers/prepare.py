@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def write_job(
     said = {
         "graphs": [source.role for source in sources],
         "image_size": recipe.model.image_size,
-        "preprocessing": dataclasses.asdict(prepared.images.preprocessing),
+        "preprocessing": prepared.images.preprocessing._asdict(),
         "routed": recipe.router is not None,
         "bundle": None if own is None else str(own.path.resolve()),
         "no_bundle": why,

@@ -36,6 +36,19 @@ def test_running_a_bundle_imports_neither_the_build_nor_the_interface(built: Pat
     assert not found & {*BUILD_ONLY, *INTERFACE}
 
 
+def test_running_a_bundle_makes_no_dataclass_of_ours_which_a_start_would_wait_for(built: Path, photo: Path) -> None:
+    code = f"""
+import json, sys
+from athe_export.runtime.predictor import Predictor
+Predictor.load({str(built)!r}).predict({str(photo)!r})
+ours = [m for name, m in sys.modules.items() if name.startswith("athe_export")]
+print(json.dumps(sorted({{str(v) for m in ours for v in vars(m).values() if hasattr(v, "__dataclass_fields__")}})))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
 def test_verifying_a_bundle_imports_neither_the_build_nor_the_interface(built: Path, tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
