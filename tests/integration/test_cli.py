@@ -168,6 +168,7 @@ def test_doctor_names_every_package_and_job(monkeypatch: pytest.MonkeyPatch, tmp
         "run and verify bundles with LiteRT",
         "run and verify bundles with ONNX Runtime",
         "classify camera frames",
+        "read recipes",
         "build bundles",
         "train checkpoints",
     }
