@@ -94,8 +94,7 @@ class _Lines:
         if isinstance(found, ImageError):
             console.print_json_line({**line, "error": found.to_json()})
             return
-        answer = {**found._asdict(), "top": [list(t) for t in found.top], "notes": list(found.notes)}
-        console.print_json_line({**line, **answer})
+        console.print_json_line({**line, **found.to_json()})
 
     def end(self) -> None:
         pass

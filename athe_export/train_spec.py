@@ -57,3 +57,8 @@ class TrainSpec:
     )
     router_views: int = key("views of a router image that the branches are measured on", default=1, min=1, max=64)
     images: int | None = key("train on the first N images of the split; null: all", default=None, min=1)
+
+    @property
+    def fits_branches(self) -> bool:
+        """Whether a phase changes more than the router."""
+        return bool(self.dense or self.adaptive)

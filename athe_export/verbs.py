@@ -190,9 +190,7 @@ def run(
         return
     results: list[dict[str, Any]] = []
     for image in images:
-        found = predictor.predict(image, branch, top)
-        told = {"top": [list(t) for t in found.top], "notes": list(found.notes)}
-        results.append({"image": str(image), **found._asdict(), **told})
+        results.append({"image": str(image), **predictor.predict(image, branch, top).to_json()})
     gate, target = predictor.bundle.manifest.verdict, predictor.target
     notes = [*([remark] if remark else []), *predictor.graphs.notes]
     not_run = [{"target": t, "why": w} for t, w in predictor.passed_over.items()]

@@ -21,7 +21,6 @@ from athe_export.bench.protocol import UNSPLIT, Lap, Plan, Query, Ratio, measure
 from athe_export.bundle.reader import open_bundle
 from athe_export.errors import AtheExportError, UsageError
 from athe_export.preprocessing import Preprocessing
-from athe_export.runtime.engines import resolve_target
 from athe_export.runtime.predictor import RoutedGraphs, preprocessing_of
 
 
@@ -41,8 +40,7 @@ def queries(path: Path) -> dict[Row, Query]:
     preprocessing, draw = preprocessing_of(bundle.manifest), np.random.default_rng(0)
     source = draw.integers(0, 256, (preprocessing.source_size, preprocessing.source_size, 3), np.uint8)
     found: dict[Row, Query] = {}
-    for target, precision in dict.fromkeys((g.target, g.precision) for g in bundle.manifest.graphs if g.role != "router"):
-        resolve_target(bundle.manifest, target)
+    for target, precision in bundle.manifest.systems:
         graphs = RoutedGraphs(bundle, target, precision)
         for role, entry in graphs.entries.items():
             image = preprocessing.graph_input(source, entry.inputs[0].shape)

@@ -44,6 +44,10 @@ class Prediction(NamedTuple):
     top: tuple[tuple[str, float], ...]
     notes: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """As `run --json` has it."""
+        return {**self._asdict(), "top": [list(t) for t in self.top], "notes": list(self.notes)}
+
 
 def open_session(bundle: Bundle, entry: GraphEntry, threads: int = 1) -> Session:
     """The engine's session of one graph, its bytes and shapes checked against the manifest.

@@ -205,8 +205,7 @@ def _check_state(folder: Path, resume: bool) -> None:
 
 
 def _check_start(file: RecipeFile, init: Path | None, resume: bool) -> None:
-    spec = _train_spec(file)
-    if not (spec.dense or spec.adaptive or init or resume):
+    if not (_train_spec(file).fits_branches or init or resume):
         raise UsageError(
             "no phase trains the backbone, and there is none to start from",
             where=f"{file.path}: train",

@@ -14,7 +14,6 @@ from athe_export.model.athe import AtheModel
 from athe_export.model.checkpoint import RANK, grouped, load_tensors, read_checkpoint, tensors_of
 from athe_export.model.deit import resize_positions
 from athe_export.model.structured import Batches, narrowed
-from athe_export.recipe import Recipe
 
 POSITIONS = "pos_embed"
 
@@ -39,8 +38,8 @@ def transfer(model: AtheModel, path: Path, images: Batches = ()) -> Transfer:
 
     A tensor of the same name and shape is taken. A position embedding of another square grid is interpolated. What has
     another shape, like the head of another number of classes, starts afresh. The head rank is measured, and taken only
-    where no phase of the plan would measure it. Where the recipe asks for it, a wider DeiT is pruned to the model's sizes
-    first.
+    where no phase of the plan changes what it was measured on. Where the recipe asks for it, a wider DeiT is pruned to the
+    model's sizes first.
 
     Args:
         images: normalised, with labels, for the importance of channels.
@@ -72,19 +71,17 @@ def transfer(model: AtheModel, path: Path, images: Batches = ()) -> Transfer:
         )
     if left := [n for n in found if n not in own and n != RANK]:
         remarks.append(f"of no use here: {grouped(left)}")
-    if RANK in found and _measures_rank(model.recipe):
-        remarks.append(f"{RANK}: measured anew before the adaptive phases")
-    elif RANK in found and found[RANK].shape == (model.recipe.model.depth, model.recipe.model.heads):
-        fits[RANK] = found[RANK]
+    if RANK in found:
+        fitting = found[RANK].shape == (model.recipe.model.depth, model.recipe.model.heads)
+        if model.recipe.train is not None and not model.recipe.train.fits_branches and fitting:
+            fits[RANK] = found[RANK]
+        else:
+            remarks.append(f"{RANK}: measured anew before the adaptive phases")
     if absent := [n for n in own if n not in found]:
         remarks.append(f"not in it, start afresh: {grouped(absent)}")
     load_tensors(model, own | fits)
     assert checkpoint.sha256 is not None
     return Transfer(path.name, checkpoint.sha256, len(fits.keys() & own.keys()), len(own), tuple(remarks))
-
-
-def _measures_rank(recipe: Recipe) -> bool:
-    return recipe.train is None or bool(recipe.train.adaptive)
 
 
 def _positions(found: Tensor | None, own: Tensor) -> Tensor | None:

@@ -90,7 +90,9 @@ def test_what_there_is_too_much_of_is_listed_by_its_place(recipe: Recipe, tmp_pa
     assert "head_rank: measured anew before the adaptive phases" in said
 
 
-def test_the_head_rank_is_taken_where_no_phase_of_the_plan_measures_it(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_head_rank_is_taken_where_no_phase_of_the_plan_changes_the_branches(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
     train = {"dense": [], "adaptive": [], "router": [{"epochs": 1}]}
     recipe = load_recipe(tiny(train=train)).recipe
     stored = AtheModel(recipe)
@@ -99,9 +101,10 @@ def test_the_head_rank_is_taken_where_no_phase_of_the_plan_measures_it(tiny: Cal
     save_checkpoint(tmp_path / "a.safetensors", stored, {})
     model, said = started(recipe, tmp_path / "a.safetensors")
     assert model.head_rank == stored.head_rank and "\n" not in said
-    other = load_recipe(tiny(train=train | {"adaptive": [{"epochs": 1}]})).recipe
-    model, said = started(other, tmp_path / "a.safetensors")
-    assert model.head_rank is None and "head_rank: measured anew" in said
+    for phases in ({"adaptive": [{"epochs": 1}]}, {"dense": [{"epochs": 1}], "router": []}):
+        other = load_recipe(tiny(train=train | phases)).recipe
+        model, said = started(other, tmp_path / "a.safetensors")
+        assert model.head_rank is None and "head_rank: measured anew" in said
 
 
 def test_a_checkpoint_of_the_same_recipe_is_taken_whole_and_without_remarks(recipe: Recipe, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -188,17 +188,15 @@ class _Histograms:
             CalibrationError: a value is not finite.
         """
         with ThreadPoolExecutor(1) as counting:  # beside the next image, which is computed without Python's lock
-            counted: Future[None] | None = None
+            counted = counting.submit(self._count, {})
             for image in images:
                 self._interpreter.set_tensor(self._input, image)
                 self._interpreter.invoke()
                 values = {name: self._interpreter.get_tensor(self._indices[name]) for name in names}
                 _require_finite({name: {"values": found} for name, found in values.items()}, role)
-                if counted is not None:
-                    counted.result()
-                counted = counting.submit(self._count, values)
-            if counted is not None:
                 counted.result()
+                counted = counting.submit(self._count, values)
+            counted.result()
 
     def _count(self, values: dict[str, Any]) -> None:
         for name, found in values.items():
