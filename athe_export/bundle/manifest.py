@@ -1,10 +1,9 @@
 """The manifest of a bundle, format version 1; docs/bundle-format.md is its written form.
 
 Its records are named tuples, as all are that a device imports: making a frozen dataclass takes ten times as long, and a
-process that starts waits for each.
+process that starts waits for each. Their annotations are no strings (`from __future__ import annotations`), since each of
+those is compiled on its own.
 """
-
-from __future__ import annotations
 
 import functools
 import json

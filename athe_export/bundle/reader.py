@@ -7,6 +7,8 @@ import hashlib
 import mmap
 import os
 import stat
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -35,22 +37,10 @@ class Bundle(NamedTuple):
         Raises:
             BundleIntegrityError: not listed, missing, or not the bytes that the manifest promises.
         """
-        entry = next((f for f in self.manifest.files if f.path == name), None)
-        if entry is None:
-            raise BundleIntegrityError(f"{name} is not in the manifest", where=str(self.path), remedy=_AGAIN)
-        content = _content(self.path, entry)
-        if isinstance(content, str):
-            problem = FileProblem(name, content)
-            raise BundleIntegrityError(
-                f"a file of the bundle is {content}: {name}", where=str(self.path), remedy=_AGAIN, files=(problem,)
-            )
-        return content
+        return self._require(name, _content(self.path, self._listed(name)))
 
-    def graph(self, entry: GraphEntry, lender: bytes | None = None) -> bytes:
+    def graph(self, entry: GraphEntry) -> bytes:
         """The bytes of a graph as an engine is given them; one that is stored as a part is put together.
-
-        Args:
-            lender: what `read` gave of the file that it borrows from, if that has been read anyway.
 
         Raises:
             BundleIntegrityError: a file of it is not listed, missing, or not the bytes that the manifest promises.
@@ -60,16 +50,62 @@ class Bundle(NamedTuple):
             return part
         content = b""
         with contextlib.suppress(OSError, ValueError):  # the end says what is wrong
-            content = put_together(part, _mapped(self.path / entry.borrows.file) if lender is None else lender)
-        if lender is not None and len(content) == entry.borrows.bytes:  # made of two files that were checked
-            return content
+            content = put_together(part, _mapped(self.path / entry.borrows.file))
         if hashlib.sha256(content).hexdigest() == entry.borrows.sha256:  # the lender's would cover more than is used
             return content
         self.read(entry.borrows.file)  # says so where it is that file that was changed
+        raise self._not_made(entry, entry.borrows.file)
+
+    def graphs(self, entries: Sequence[GraphEntry]) -> list[bytes]:
+        """`graph` of each; a file that several need is read and checked once, and hashed while others are read.
+
+        Raises:
+            BundleIntegrityError: as `graph`.
+        """
+        files: dict[str, bytes] = {}
+        digests: dict[str, _Digest] = {}
+        for entry in entries:
+            files[entry.file] = self._require(entry.file, _unchecked(self.path, self._listed(entry.file)))
+            digests[entry.file] = _Digest(files[entry.file])
+        made = [self._with_lender(entry, files) for entry in entries]
+        for name, digest in digests.items():  # before an engine is given any of it
+            self._require(name, files[name] if digest.hexdigest() == self._listed(name).sha256 else "changed")
+        return made
+
+    def _with_lender(self, entry: GraphEntry, files: Mapping[str, bytes]) -> bytes:
+        """The graph, of files whose digests are not known yet."""
+        if entry.borrows is None:
+            return files[entry.file]
+        if entry.borrows.file not in files:
+            return self.graph(entry)
+        with contextlib.suppress(ValueError):
+            content = put_together(files[entry.file], files[entry.borrows.file])
+            if len(content) == entry.borrows.bytes:
+                return content
+        for name in (entry.file, entry.borrows.file):
+            self.read(name)  # says so where that file was changed
+        raise self._not_made(entry, entry.borrows.file)
+
+    def _listed(self, name: str) -> FileEntry:
+        entry = next((f for f in self.manifest.files if f.path == name), None)
+        if entry is None:
+            raise BundleIntegrityError(f"{name} is not in the manifest", where=str(self.path), remedy=_AGAIN)
+        return entry
+
+    def _require(self, name: str, found: bytes | str) -> bytes:
+        """The bytes of a file; raises where there is a problem with it in their place."""
+        if isinstance(found, bytes):
+            return found
         raise BundleIntegrityError(
-            f"{entry.file} and {entry.borrows.file} do not make the graph in the manifest",
+            f"a file of the bundle is {found}: {name}",
             where=str(self.path),
             remedy=_AGAIN,
+            files=(FileProblem(name, found),),
+        )
+
+    def _not_made(self, entry: GraphEntry, lender: str) -> BundleIntegrityError:
+        return BundleIntegrityError(
+            f"{entry.file} and {lender} do not make the graph in the manifest", where=str(self.path), remedy=_AGAIN
         )
 
     def check(self) -> None:
@@ -170,19 +206,39 @@ def _mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+class _Digest:
+    """sha256 of a file's bytes, computed on a thread of its own: hashing leaves Python's lock to others."""
+
+    def __init__(self, content: bytes) -> None:
+        self._hash = hashlib.sha256()
+        self._thread = threading.Thread(target=self._hash.update, args=(content,))
+        self._thread.start()
+
+    def hexdigest(self) -> str:
+        self._thread.join()
+        return self._hash.hexdigest()
+
+
 def _content(bundle: Path, entry: FileEntry) -> bytes | str:
-    """The file's bytes, or the problem with it; a file of another size, or a pipe, is not read at all."""
+    """The file's bytes, or the problem with it."""
+    content = _unchecked(bundle, entry)
+    if isinstance(content, str) or hashlib.sha256(content).hexdigest() == entry.sha256:
+        return content
+    return "changed"
+
+
+def _unchecked(bundle: Path, entry: FileEntry) -> bytes | str:
+    """The file's bytes, whatever they are, or the problem with it; a file of another size, or a pipe, is not read at all."""
     path = bundle / entry.path
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size != entry.bytes:
             return "changed"
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         return "missing"
     except OSError:
         return "changed"
-    return content if hashlib.sha256(content).hexdigest() == entry.sha256 else "changed"
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -117,12 +117,9 @@ class RoutedGraphs:
         Raises:
             BundleIntegrityError: a file is not what the manifest promises.
         """
-        read: dict[str, bytes] = {}
-        for role, entry in sorted(self._entries.items(), key=lambda item: item[1].borrows is not None):
-            if role not in self._sessions:
-                lender = read.get(entry.borrows.file) if entry.borrows else None
-                read[entry.file] = self._bundle.graph(entry, lender)
-                self._keep(role, read[entry.file])
+        closed = [role for role in self._entries if role not in self._sessions]
+        for role, content in zip(closed, self._bundle.graphs([self._entries[role] for role in closed]), strict=True):
+            self._keep(role, content)
 
     def _keep(self, role: str, content: bytes) -> None:
         self._sessions[role] = _session(self._bundle, self._entries[role], content, self._threads)

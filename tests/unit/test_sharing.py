@@ -118,6 +118,26 @@ def test_the_file_that_makes_another_graph_is_named(bundle_both: Path, damaged: 
     assert [(f.path, f.problem) for f in error.value.files] == [(damaged, "changed")]
 
 
+def test_graphs_that_are_read_together_are_those_that_are_read_one_by_one(built_both: Path) -> None:
+    bundle = open_bundle(built_both)
+    for entries in (bundle.manifest.graphs, bundle.manifest.graphs[::-1], [g for g in bundle.manifest.graphs if g.borrows]):
+        assert bundle.graphs(entries) == [bundle.graph(g) for g in entries]
+
+
+@pytest.mark.parametrize("place", [0, 8, 12, -1], ids=["magic", "count", "run", "end"])
+@pytest.mark.parametrize("damaged", ["litert/simple.int8.part.tflite", "litert/complex.int8.tflite"])
+def test_no_graph_is_given_of_files_that_are_read_together_if_one_was_changed(
+    bundle_both: Path, damaged: str, place: int
+) -> None:
+    content = bytearray((bundle_both / damaged).read_bytes())
+    content[place] ^= 0xFF
+    (bundle_both / damaged).write_bytes(content)
+    bundle = open_bundle(bundle_both)
+    with pytest.raises(BundleIntegrityError) as error:
+        bundle.graphs([g for g in bundle.manifest.graphs if (g.target, g.precision) == ("litert", "int8")])
+    assert [(f.path, f.problem) for f in error.value.files] == [(damaged, "changed")]
+
+
 def test_a_graph_whose_lender_is_missing_says_which_file_it_lacks(bundle_both: Path) -> None:
     (bundle_both / "onnx/complex.int8.onnx").unlink()
     with pytest.raises(BundleIntegrityError, match=r"missing: onnx/complex\.int8\.onnx"):
@@ -132,3 +152,7 @@ def test_parts_that_make_another_graph_than_the_manifest_says_are_refused_though
     edit_manifest(bundle, lambda m: next(g for g in m["graphs"] if g["file"] == name).update(borrows=other._asdict()))
     with pytest.raises(BundleIntegrityError, match="do not make the graph in the manifest"):
         open_bundle(bundle).graph(entry_of(bundle, name))
+    other = other._replace(bytes=changed.bytes + 1)
+    edit_manifest(bundle, lambda m: next(g for g in m["graphs"] if g["file"] == name).update(borrows=other._asdict()))
+    with pytest.raises(BundleIntegrityError, match="do not make the graph in the manifest"):
+        open_bundle(bundle).graphs(open_bundle(bundle).manifest.graphs)
