@@ -165,11 +165,11 @@ def test_without_mixing_labels_stay_labels() -> None:
 def test_with_both_each_is_taken_in_about_half_of_the_steps_and_only_as_often_as_asked() -> None:
     pixels, labels = torch.randint(256, (8, 3, 32, 32), generator=seeded(), dtype=torch.uint8), torch.arange(8)
     both = spec(mixup=0.8, cutmix=1.0, mix_probability=0.6)
+    values = {bytes(p.numpy().tobytes()) for p in pixels.permute(0, 2, 3, 1).reshape(-1, 3)}
     kinds = []
     for step in range(200):
         mixed, shares = mix(pixels, labels, 100, both, seeded(step))
         kept = torch.isin(mixed.flatten(), pixels.flatten())
-        values = {bytes(p.numpy().tobytes()) for p in pixels.permute(0, 2, 3, 1).reshape(-1, 3)}
         cut = all(bytes(p.numpy().tobytes()) in values for p in mixed.permute(0, 2, 3, 1).reshape(-1, 3)[:256])
         kinds.append("none" if shares is labels else "cut" if cut and bool(kept.all()) else "mixup")
     assert 0.5 < 1 - kinds.count("none") / 200 < 0.7

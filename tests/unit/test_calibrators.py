@@ -6,6 +6,7 @@ import hashlib
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from athe_export.calibrators import agreement_of, best_of, noise_of
@@ -84,8 +85,18 @@ def test_other_draws_share_no_image_with_the_set_with_one_another_or_with_what_i
     assert all(d.ids_sha256 == hashlib.sha256(",".join(map(str, d.ids)).encode()).hexdigest() for d in draws)
 
 
+class FewShapes(Shapes):
+    """80 images a split."""
+
+    def size(self, split: str) -> int:
+        return 80
+
+    def labels(self, split: str) -> npt.NDArray[np.int64]:
+        return super().labels(split)[:80]
+
+
 def test_more_draws_than_there_are_images_are_refused() -> None:
-    shapes = Shapes()
+    shapes = FewShapes()
     found = make_calibration_set(shapes, "train", 20, 0, "holdout")
     avoided = [shapes.image("train", i) for i in range(shapes.size("train") - 30)]
     with pytest.raises(CalibrationError, match="draws of 20 need 40") as caught:
