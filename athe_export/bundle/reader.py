@@ -65,15 +65,18 @@ class Bundle(NamedTuple):
         files: dict[str, bytes] = {}
         digests: dict[str, _Digest] = {}
         for entry in entries:
-            files[entry.file] = self._require(entry.file, _unchecked(self.path, self._listed(entry.file)))
-            digests[entry.file] = _Digest(files[entry.file])
+            if entry.borrows:  # checked first, being short: it says how much is to be put together
+                files[entry.file] = self.read(entry.file)
+            else:
+                files[entry.file] = self._require(entry.file, _unchecked(self.path, self._listed(entry.file)))
+                digests[entry.file] = _Digest(files[entry.file])
         made = [self._with_lender(entry, files) for entry in entries]
         for name, digest in digests.items():  # before an engine is given any of it
             self._require(name, files[name] if digest.hexdigest() == self._listed(name).sha256 else "changed")
         return made
 
     def _with_lender(self, entry: GraphEntry, files: Mapping[str, bytes]) -> bytes:
-        """The graph, of files whose digests are not known yet."""
+        """The graph, of files of which a lender's digest is not known yet."""
         if entry.borrows is None:
             return files[entry.file]
         if entry.borrows.file not in files:
@@ -82,8 +85,6 @@ class Bundle(NamedTuple):
             content = put_together(files[entry.file], files[entry.borrows.file])
             if len(content) == entry.borrows.bytes:
                 return content
-        for name in (entry.file, entry.borrows.file):
-            self.read(name)  # says so where that file was changed
         raise self._not_made(entry, entry.borrows.file)
 
     def _listed(self, name: str) -> FileEntry:

@@ -73,6 +73,11 @@ def test_the_bundle_format_needs_the_standard_library_alone() -> None:
     assert not found & {*BUILD_ONLY, *INTERFACE, "numpy", "PIL", "onnxruntime"}
 
 
+def test_the_time_of_a_start_begins_before_anything_that_the_runtime_needs() -> None:
+    found = _imported_by("import athe_export.bench.first_answer")
+    assert not found & {"numpy", "PIL", "pathlib", "hashlib", "threading", "typing", "mmap"}
+
+
 def test_without_torch_the_runtime_verifies_and_runs_a_bundle(built: Path, photo: Path) -> None:
     code = f"""
 from pathlib import Path
