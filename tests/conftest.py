@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import yaml
-from filelock import FileLock
 
 from tests.tools import Outcome, command, graph_content, output_of
 
@@ -91,24 +90,6 @@ def cifar_root() -> Path:
     if not root or not (Path(root) / "cifar-100-python").is_dir():
         pytest.skip("needs the real CIFAR-100: set ATHE_DATA_ROOT to a folder that holds cifar-100-python/")
     return Path(root)
-
-
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """A folder by name, filled by the first of pytest's processes that needs it and read by all."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def made(name: str, fill: Callable[[Path], None]) -> Path:
-        folder = shared / name
-        with FileLock(shared / f"{name}.lock"):
-            if not folder.exists():
-                begun = tmp_path_factory.mktemp(name)
-                fill(begun)
-                begun.rename(folder)
-        return folder
-
-    return made
 
 
 @pytest.fixture(scope="session")
@@ -189,15 +170,14 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(tiny_inputs: Path, made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+def built(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny recipe's bundle, really exported, quantized and gated; copy it before changing it."""
     from athe_export.pipeline import run_build
     from athe_export.recipe import load_recipe
 
-    def build(folder: Path) -> None:
-        run_build(load_recipe(tiny_inputs / "recipe.yaml"), folder / "tiny", SilentWatch())
-
-    return made_once("built", build) / "tiny"
+    output = tmp_path_factory.mktemp("built") / "tiny"
+    run_build(load_recipe(tiny_inputs / "recipe.yaml"), output, SilentWatch())
+    return output
 
 
 @pytest.fixture
@@ -209,18 +189,17 @@ def bundle(built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built_both(tiny_inputs: Path, made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+def built_both(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny recipe's bundle for both targets, all graphs in both precisions; copy it before changing it."""
     from athe_export.pipeline import run_build
     from athe_export.recipe import load_recipe
 
-    def build(folder: Path) -> None:
-        shutil.copytree(tiny_inputs, folder, dirs_exist_ok=True)
-        parity = {**TINY["parity"], "min_router_agreement": 0.8}  # a router of random weights suffers from int8
-        recipe = write_recipe(folder, TINY | {"targets": BOTH, "parity": parity})
-        run_build(load_recipe(recipe), folder / "bundle", SilentWatch())
-
-    return made_once("both", build) / "bundle"
+    folder = tmp_path_factory.mktemp("both")
+    shutil.copytree(tiny_inputs, folder, dirs_exist_ok=True)
+    parity = {**TINY["parity"], "min_router_agreement": 0.8}  # a router of random weights suffers from int8
+    recipe = write_recipe(folder, TINY | {"targets": BOTH, "parity": parity})
+    run_build(load_recipe(recipe), folder / "bundle", SilentWatch())
+    return folder / "bundle"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -62,27 +62,23 @@ class Bundle(NamedTuple):
         Raises:
             BundleIntegrityError: as `graph`.
         """
-        files: dict[str, bytes] = {}
+        whole: dict[str, bytes] = {}
         digests: dict[str, _Digest] = {}
-        for entry in entries:
-            if entry.borrows:  # checked first, being short: it says how much is to be put together
-                files[entry.file] = self.read(entry.file)
-            else:
-                files[entry.file] = self._require(entry.file, _unchecked(self.path, self._listed(entry.file)))
-                digests[entry.file] = _Digest(files[entry.file])
-        made = [self._with_lender(entry, files) for entry in entries]
+        for name in (entry.file for entry in entries if entry.borrows is None):
+            whole[name] = self._require(name, _unchecked(self.path, self._listed(name)))
+            digests[name] = _Digest(whole[name])
+        made = [whole[e.file] if e.borrows is None else self._of_lender(e, whole.get(e.borrows.file)) for e in entries]
         for name, digest in digests.items():  # before an engine is given any of it
-            self._require(name, files[name] if digest.hexdigest() == self._listed(name).sha256 else "changed")
+            self._require(name, whole[name] if digest.hexdigest() == self._listed(name).sha256 else "changed")
         return made
 
-    def _with_lender(self, entry: GraphEntry, files: Mapping[str, bytes]) -> bytes:
-        """The graph, of files of which a lender's digest is not known yet."""
-        if entry.borrows is None:
-            return files[entry.file]
-        if entry.borrows.file not in files:
+    def _of_lender(self, entry: GraphEntry, lender: bytes | None) -> bytes:
+        """A graph that is a part, of a lender whose digest is checked later; without one, as `graph` makes it."""
+        if entry.borrows is None or lender is None:
             return self.graph(entry)
+        part = self.read(entry.file)  # checked now: it says how much is to be put together
         with contextlib.suppress(ValueError):
-            content = put_together(files[entry.file], files[entry.borrows.file])
+            content = put_together(part, lender)
             if len(content) == entry.borrows.bytes:
                 return content
         raise self._not_made(entry, entry.borrows.file)
